@@ -1,0 +1,44 @@
+# make demo    train, prune, verify and fine-tune a network on real images
+# make test    everything that CI checks
+# make lint    style and types only
+# Each makes .venv first if there is none. A machine needs only Python >= 3.10, pip and make.
+
+PYTHON ?= python3
+VENV   ?= .venv
+JOBS   ?= auto
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test lint format clean
+.DELETE_ON_ERROR:
+
+# Some distributions ship venv without ensurepip; then the system's pip fills the new environment.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fxprune needs Python 3.10 or newer")'
+	$(PYTHON) -m venv $(VENV) || { \
+	  $(PYTHON) -m venv --clear --without-pip $(VENV) && \
+	  $(PYTHON) -m pip --python $(BIN)/python install pip; }
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,demo]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python examples/digits.py
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# One thread per process: the tests are many and small, and run one process per core.
+test: export OMP_NUM_THREADS = 1
+test: lint
+	$(BIN)/python -m pytest -q tests/test_layers.py
+	$(BIN)/python -m pytest -q -n $(JOBS) --doctest-modules --ignore=tests/test_layers.py --durations=10 fxprune tests
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info examples/output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
