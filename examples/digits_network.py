@@ -44,7 +44,7 @@ class MultiScale(nn.Module):
 class DigitsNet(nn.Module):
     """Images [batch, 1, 8, 8] to logits [batch, 10]."""
 
-    def __init__(self, width: int = 32, classes: int = 10) -> None:
+    def __init__(self, width: int = 64, classes: int = 10) -> None:
         super().__init__()
         self.stem = conv_bn(1, width, 3)
         self.block1 = ResidualBlock(width)
