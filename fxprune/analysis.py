@@ -1,0 +1,132 @@
+"""`analyze`: which parameter dimensions are coupled, which of them may be pruned, and why not the rest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tabulate import tabulate
+from torch import Tensor, fx
+
+from fxprune.axes import Atom, leaves
+from fxprune.errors import AnalysisError
+from fxprune.grouping import build_groups
+from fxprune.groups import Group
+from fxprune.propagate import Propagation, propagate
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Analysis:
+    """The groups of a traced graph.
+
+    groups       the prunable groups
+    frozen       the rest, each with its `.reason`
+    traced       the graph that was analysed
+    fingerprint  identifies the graph: plans made for another one are refused
+    """
+
+    groups: tuple[Group, ...]
+    frozen: tuple[Group, ...]
+    traced: fx.GraphModule
+    fingerprint: str
+    propagation: Propagation
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """All parameters and buffers of the graph, detached, by name."""
+        named = [*self.traced.named_parameters(), *self.traced.named_buffers()]
+        return {name: tensor.detach() for name, tensor in named}
+
+    def __str__(self) -> str:
+        rows = [
+            [g.name, " x ".join(map(str, g.shape)), len(g.members), g.maskable, g.outer or ""]
+            for g in self.groups
+        ]
+        table = tabulate(rows, ["group", "units", "members", "maskable", "inside"], "simple")
+        return f"{table}\n{len(self.groups)} prunable groups, {len(self.frozen)} frozen"
+
+    def __repr__(self) -> str:
+        return f"Analysis({len(self.groups)} prunable groups, {len(self.frozen)} frozen)"
+
+    def explain(self, path: str) -> str:
+        """Why the dimensions of a module or parameter are coupled, node by node, or why they are frozen.
+
+        `path` is a module ("layer1.0.conv2") or a parameter ("layer1.0.conv2.weight"). Raises
+        AnalysisError if the graph has no parameter there.
+        """
+        found = [
+            group
+            for group in (*self.groups, *self.frozen)
+            if any(_inside(member.parameter, path) for member in group.members)
+        ]
+        if not found:
+            raise AnalysisError(
+                f"no parameter of the graph lies at {path!r}. The graph's modules are "
+                f"{sorted({name.rpartition('.')[0] for name in self.parameters})[:20]}."
+            )
+        return "\n\n".join(self._explain_group(group, path) for group in found)
+
+    def _explain_group(self, group: Group, path: str) -> str:
+        own = [m for m in group.members if _inside(m.parameter, path)]
+        here = ", ".join(f"{m.parameter} dimension {m.dim}" for m in own)
+        lines = [f"{here}: {group!r}"]
+        if group.reason is not None:
+            lines.append(f"  frozen: {group.reason}")
+        others = [m for m in group.members if not _inside(m.parameter, path)]
+        lines += [f"  with {m.parameter} dimension {m.dim} ({m.role})" for m in others]
+        sites = self._sites(group)
+        if sites:
+            lines.append("  coupled by " + ", ".join(sites))
+        return "\n".join(lines)
+
+    def _sites(self, group: Group) -> list[str]:
+        """The nodes whose ops unified the group's atoms, in graph order."""
+        layouts = self.propagation.layouts
+        atoms: set[Atom] = set()
+        for member in group.members:
+            for atom in leaves(layouts[member.parameter][member.dim]):
+                if atom.reason == group.reason or group.reason is None:
+                    atoms.add(atom)
+        sites = {
+            str(site): None
+            for site, bound, _ in self.propagation.algebra.log
+            if any(leaf in atoms for leaf in leaves(bound))
+        }
+        return list(sites)
+
+
+def analyze(traced: fx.GraphModule, strict: bool = False) -> Analysis:
+    """Find the dependency groups of a graph that `fxprune.trace` returned.
+
+    With `strict`, an op without a rule is an error; otherwise it freezes what it touches. Raises
+    AnalysisError also where the graph does not run on the recorded examples.
+    """
+    propagation = propagate(traced)
+    if strict and propagation.barriers:
+        node, op = propagation.barriers[0]
+        raise AnalysisError(
+            f"no rule for op {op} at node {node!r} ({len(propagation.barriers)} such ops in all). Without "
+            "strict=True, what it touches is frozen."
+        )
+    groups, frozen = build_groups(propagation)
+    return Analysis(groups, frozen, traced, fingerprint(traced), propagation)
+
+
+def fingerprint(traced: fx.GraphModule) -> str:
+    """A digest of the graph's structure and its parameters' shapes; values do not matter."""
+    lines: list[Any] = [
+        (n.op, n.name, _target(n.target), repr(n.args), repr(n.kwargs)) for n in traced.graph.nodes
+    ]
+    named = [*traced.named_parameters(), *traced.named_buffers()]
+    lines += [(name, tuple(tensor.shape)) for name, tensor in named]
+    return hashlib.sha256(repr(lines).encode()).hexdigest()[:32]
+
+
+def _target(target: Any) -> str:
+    return target if isinstance(target, str) else getattr(target, "__name__", str(type(target)))
+
+
+def _inside(parameter: str, path: str) -> bool:
+    return parameter == path or parameter.startswith(path + ".")

@@ -1,0 +1,111 @@
+"""Which atoms may choose different units per head or per convolution group.
+
+Atom D may choose its units separately for each index of atom H (its *context*) iff every tensor entry that
+depends on D also depends on exactly one index of H, and no op mixes different indices of H while D stands by.
+Expanding each tensor's axes into monomials (one factor list per combination of segments):
+
+(a) in every monomial that contains D, both D and H occur exactly once, and
+(b) no op contracts, reduces, normalises or scans over H while D is a spectator.
+
+Contexts only shrink, so one pass over parameters and ops intersects sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from fxprune.axes import Atom, Axis, Concat, Product, factors_of, find, leaves, segments_of
+from fxprune.propagate import Propagation
+from fxprune.rules.base import Layout
+
+
+def contexts(propagation: Propagation) -> Mapping[Atom, frozenset[Atom]]:
+    """For every free atom that occurs in a product, the atoms it may depend on."""
+    found: dict[Atom, frozenset[Atom]] = {}
+    seen: set[tuple[int, ...]] = set()
+
+    def narrow(layout: Layout) -> None:
+        key = tuple(id(find(axis)) for axis in layout)
+        if key not in seen:
+            seen.add(key)
+            for atom, companions in _companions(layout).items():
+                found[atom] = found.get(atom, companions) & companions
+
+    for layout in propagation.layouts.values():
+        narrow(layout)
+    for record in propagation.records:
+        for _, layout in record.inputs:
+            narrow(layout)
+        for layout in record.effect.outputs:
+            narrow(layout)
+        over = _atoms(record.effect.over)
+        if over:
+            layouts = [layout for _, layout in record.inputs] + list(record.effect.outputs)
+            for atom in {a for layout in layouts for a in _atoms(layout)} - over:
+                if atom in found:
+                    found[atom] -= over
+    return {atom: companions for atom, companions in found.items() if companions}
+
+
+def _atoms(layout: Iterable[Axis]) -> set[Atom]:
+    return {atom for axis in layout for atom in leaves(axis) if atom.size > 1}
+
+
+def _companions(layout: Sequence[Axis]) -> dict[Atom, frozenset[Atom]]:
+    """For each free atom of a tensor, the atoms that occur exactly once in every monomial with it."""
+    common = [_always(axis) for axis in layout]
+    anywhere = [_atoms([axis]) for axis in layout]
+    result: dict[Atom, frozenset[Atom]] = {}
+    for position, axis in enumerate(layout):
+        elsewhere = [p for p in range(len(layout)) if p != position]
+        for atom, path in _paths(axis):
+            if atom.reason is not None or atom.size == 1:
+                continue
+            counts: dict[Atom, int] = {}
+            for companion in path:
+                counts[companion] = counts.get(companion, 0) + 1
+            for p in elsewhere:
+                for companion in anywhere[p]:
+                    # Present in some monomials of that dimension only: as bad as twice.
+                    counts[companion] = counts.get(companion, 0) + (
+                        1 if companion in common[p] else 2
+                    )
+            lonely = atom not in counts
+            once = frozenset(c for c, n in counts.items() if n == 1 and c.size > 1) if lonely else frozenset()
+            result[atom] = result.get(atom, once) & once
+    return result
+
+
+def _always(axis: Axis) -> frozenset[Atom]:
+    """Atoms that occur exactly once in every segment of one dimension."""
+    axis = find(axis)
+    if isinstance(axis, Concat):
+        parts = [_always(segment) for segment in segments_of(axis)]
+        return frozenset.intersection(*parts) if parts else frozenset()
+    if isinstance(axis, Product):
+        parts = [_always(factor) for factor in factors_of(axis)]
+        everything = [atom for part in parts for atom in part]
+        return frozenset(a for a in everything if everything.count(a) == 1)
+    return frozenset(leaves(axis))
+
+
+def _paths(axis: Axis) -> list[tuple[Atom, tuple[Atom, ...]]]:
+    """Each occurrence of an atom in a dimension, with the atoms that always stand beside it there."""
+    axis = find(axis)
+    if isinstance(axis, Concat):
+        return [entry for segment in segments_of(axis) for entry in _paths(segment)]
+    if isinstance(axis, Product):
+        factors = factors_of(axis)
+        always = [tuple(_always(factor)) for factor in factors]
+        anywhere = [_atoms([factor]) for factor in factors]
+        entries: list[tuple[Atom, tuple[Atom, ...]]] = []
+        for position, factor in enumerate(factors):
+            beside: list[Atom] = []
+            for p in range(len(factors)):
+                if p != position:
+                    beside.extend(always[p])
+                    partial = anywhere[p] - set(always[p])
+                    beside.extend(a for a in partial for _ in range(2))
+            entries += [(atom, path + tuple(beside)) for atom, path in _paths(factor)]
+        return entries
+    return [(atom, ()) for atom in leaves(axis)]

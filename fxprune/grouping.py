@@ -1,0 +1,289 @@
+"""From solved axes to groups: who the members are, which indices belong to which unit, what is nested.
+
+A parameter dimension, written out index by index, is a table of *columns*: row ``i`` lists the (atom, unit) pairs
+whose conjunction keeps index ``i``. Groups, index maps, contexts and nesting are all read from these tables.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fxprune.axes import Atom, Axis, Concat, Product, factors_of, find, leaves, segments_of
+from fxprune.contexts import contexts
+from fxprune.groups import Group, Member
+from fxprune.maskable import flagged_atoms
+from fxprune.propagate import Propagation
+from fxprune.roles import Roles, roles_of
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The conjunction behind each index of an axis: `atoms` and `units`, int64 [n, k], -1 where unused.
+
+    `atoms` holds atom keys. Columns of one row are in row-major order: the first is the major factor.
+    """
+
+    atoms: Tensor
+    units: Tensor
+
+
+class ColumnTables:
+    """Column tables of axes, computed once per axis."""
+
+    def __init__(self) -> None:
+        self._tables: dict[int, tuple[Axis, Columns]] = {}
+
+    def of(self, axis: Axis) -> Columns:
+        """The table of an axis."""
+        axis = find(axis)
+        if id(axis) not in self._tables:
+            self._tables[id(axis)] = (axis, self._compute(axis))
+        return self._tables[id(axis)][1]
+
+    def _compute(self, axis: Axis) -> Columns:
+        if isinstance(axis, Concat):
+            return _stack_rows([self.of(segment) for segment in segments_of(axis)])
+        if isinstance(axis, Product):
+            factors = factors_of(axis)
+            table = self.of(factors[0])
+            for factor in factors[1:]:
+                table = _outer(table, self.of(factor))
+            return table
+        (atom,) = leaves(axis)
+        return Columns(
+            torch.full((atom.size, 1), atom.key), torch.arange(atom.size, dtype=torch.int64)[:, None]
+        )
+
+
+def _stack_rows(tables: Sequence[Columns]) -> Columns:
+    width = max(table.atoms.shape[1] for table in tables)
+
+    def padded(part: Tensor) -> Tensor:
+        return torch.nn.functional.pad(part, (0, width - part.shape[1]), value=-1)
+
+    return Columns(
+        torch.cat([padded(table.atoms) for table in tables]),
+        torch.cat([padded(table.units) for table in tables]),
+    )
+
+
+def _outer(major: Columns, minor: Columns) -> Columns:
+    n, m = len(major.atoms), len(minor.atoms)
+
+    def joined(a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat([a.repeat_interleave(m, 0), b.repeat(n, 1)], dim=1)
+
+    return Columns(joined(major.atoms, minor.atoms), joined(major.units, minor.units))
+
+
+@dataclass
+class _Draft:
+    """A group in the making: its atoms (units are numbered through them in order)."""
+
+    atoms: list[Atom]
+    name: str = ""
+    members: list[tuple[str, int]] = field(default_factory=list)
+    context: tuple[Atom, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return sum(atom.size for atom in self.atoms)
+
+
+def build_groups(propagation: Propagation) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+    """The prunable groups and the frozen ones, in the order of the parameters."""
+    return _Grouping(propagation).groups()
+
+
+class _Grouping:
+    def __init__(self, propagation: Propagation) -> None:
+        self.propagation = propagation
+        self.tables = ColumnTables()
+        self.layouts = {name: layout for name, layout in propagation.layouts.items() if layout}
+        self.first: dict[Atom, tuple[str, int]] = {}
+        self.usage: dict[Atom, Counter[tuple[str, int]]] = {}
+        self._collect()
+        self.drafts = self._draft()
+        self.draft_of = {atom: draft for draft in self.drafts for atom in draft.atoms}
+
+    def _collect(self) -> None:
+        for name, layout in self.layouts.items():
+            for dim, axis in enumerate(layout):
+                for atom in leaves(axis):
+                    if atom is self.propagation.algebra.one:
+                        continue
+                    self.first.setdefault(atom, (name, dim))
+                    self.usage.setdefault(atom, Counter())[(name, dim)] += 1
+
+    def _draft(self) -> list[_Draft]:
+        """One group per atom; single units with the same memberships form one group."""
+        drafts: list[_Draft] = []
+        families: dict[frozenset[tuple[tuple[str, int], int]], _Draft] = {}
+        for atom, places in self.usage.items():
+            if atom.size == 1 and atom.reason is None:
+                signature = frozenset(places.items())
+                family = families.get(signature)
+                if family is None:
+                    family = families[signature] = _Draft([])
+                    drafts.append(family)
+                family.atoms.append(atom)
+            else:
+                drafts.append(_Draft([atom]))
+        taken: Counter[str] = Counter()
+        for draft in drafts:
+            draft.members = list(self.usage[draft.atoms[0]])
+            name, dim = draft.members[0]
+            base = f"{name}:{dim}"
+            draft.name = base if not taken[base] else f"{base}#{taken[base]}"
+            taken[base] += 1
+        return drafts
+
+    # -- nesting and contexts --------------------------------------------------------------------------
+
+    def _majors(self) -> dict[Atom, tuple[Atom, ...]]:
+        """Per atom, the free atoms that stand before it in every product it occurs in (outermost first)."""
+        majors: dict[Atom, tuple[Atom, ...]] = {}
+        for layout in self.layouts.values():
+            for axis in layout:
+                for atom, before in _majors_in(axis, ()):
+                    known = majors.get(atom)
+                    majors[atom] = before if known is None else tuple(a for a in known if a in before)
+        return majors
+
+    def _choose_contexts(self, majors: Mapping[Atom, tuple[Atom, ...]]) -> None:
+        """A context must itself be free of contexts, and stand before the atom wherever both share a dim."""
+        allowed = contexts(self.propagation)
+        for draft in self.drafts:
+            (atom, *rest) = draft.atoms
+            if rest or atom.reason is not None or atom not in allowed:
+                continue
+            chosen = [
+                c
+                for c in sorted(allowed[atom], key=lambda a: a.key)
+                if c in self.usage and not self._has_context(c) and self._before(c, atom)
+            ]
+            draft.context = tuple(c for c in chosen if self._one_dimension(atom, chosen))
+
+    def _has_context(self, atom: Atom) -> bool:
+        return bool(self.draft_of[atom].context)
+
+    def _before(self, context: Atom, atom: Atom) -> bool:
+        for name, dim in self.usage[atom]:
+            axis = self.layouts[name][dim]
+            if context in leaves(axis) and any(
+                found is atom and context not in before for found, before in _majors_in(axis, (), True)
+            ):
+                return False
+        return True
+
+    def _one_dimension(self, atom: Atom, chosen: Sequence[Atom]) -> bool:
+        """In every parameter, all contexts stand in one dimension, so that one index map describes them."""
+        return all(self._context_dim(name, dim, chosen) is not None for name, dim in self.usage[atom])
+
+    def _context_dim(self, name: str, dim: int, chosen: Sequence[Atom]) -> int | None:
+        layout = self.layouts[name]
+        for candidate in (dim, *(d for d in range(len(layout)) if d != dim)):
+            present = set(leaves(layout[candidate]))
+            if all(c in present for c in chosen):
+                return candidate
+        return None
+
+    # -- the groups ------------------------------------------------------------------------------------
+
+    def groups(self) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+        majors = self._majors()
+        self._choose_contexts(majors)
+        flags = flagged_atoms(self.propagation)
+        roles = roles_of(self.propagation)
+        free: list[Group] = []
+        frozen: list[Group] = []
+        for draft in self.drafts:
+            reason = draft.atoms[0].reason
+            if reason is None and draft.size == 1:
+                reason = "a single unit: removing it would leave nothing"
+            flag = next((flags[a] for a in draft.atoms if a in flags), None)
+            outer = [a for a in majors.get(draft.atoms[0], ()) if self.draft_of[a].size > 1]
+            group = Group(
+                name=draft.name,
+                size=draft.size,
+                contexts=_product(c.size for c in draft.context),
+                members=tuple(self._members(draft, roles)),
+                maskable=reason is None and flag is None,
+                reason=reason,
+                outer=self.draft_of[outer[-1]].name if outer and reason is None else None,
+            )
+            (free if reason is None else frozen).append(group)
+        return tuple(free), tuple(frozen)
+
+    def _members(self, draft: _Draft, roles: Roles) -> Iterable[Member]:
+        offsets = _offsets(draft.atoms)
+        for name, dim in draft.members:
+            unit = _unit_map(self.tables.of(self.layouts[name][dim]), offsets)
+            role = roles.of(name, dim, draft.atoms[0])
+            context, context_dim = None, 0
+            if draft.context:
+                found = self._context_dim(name, dim, draft.context)
+                assert found is not None
+                context_dim = found
+                context = self._context_map(name, context_dim, draft.context)
+            yield Member(name, dim, role, unit, context, context_dim)
+
+    def _context_map(self, name: str, dim: int, chosen: Sequence[Atom]) -> Tensor:
+        """Mixed-radix index of the chosen atoms' units along one dimension, -1 where one is absent."""
+        table = self.tables.of(self.layouts[name][dim])
+        total = torch.zeros(len(table.atoms), dtype=torch.int64)
+        absent = torch.zeros(len(table.atoms), dtype=torch.bool)
+        for atom in chosen:
+            unit = _unit_map(table, {atom.key: 0})
+            absent |= unit < 0
+            total = total * atom.size + unit
+        return torch.where(absent, -1, total)
+
+
+def _offsets(atoms: Sequence[Atom]) -> dict[int, int]:
+    offsets, start = {}, 0
+    for atom in atoms:
+        offsets[atom.key] = start
+        start += atom.size
+    return offsets
+
+
+def _unit_map(table: Columns, offsets: Mapping[int, int]) -> Tensor:
+    """The unit of each index of an axis in a group of atoms, -1 where it has none."""
+    unit = torch.full((len(table.atoms),), -1, dtype=torch.int64)
+    keys = torch.tensor(sorted(offsets), dtype=torch.int64)
+    starts = torch.tensor([offsets[int(k)] for k in keys], dtype=torch.int64)
+    for column in range(table.atoms.shape[1]):
+        place = torch.searchsorted(keys, table.atoms[:, column]).clamp_max(len(keys) - 1)
+        ours = keys[place] == table.atoms[:, column]
+        unit = torch.where(ours, starts[place] + table.units[:, column], unit)
+    return unit
+
+
+def _majors_in(
+    axis: Axis, before: tuple[Atom, ...], frozen_too: bool = False
+) -> Iterable[tuple[Atom, tuple[Atom, ...]]]:
+    """Each atom occurrence of a dimension with the atoms that stand before it in its products."""
+    axis = find(axis)
+    if isinstance(axis, Concat):
+        for segment in segments_of(axis):
+            yield from _majors_in(segment, before, frozen_too)
+    elif isinstance(axis, Product):
+        for factor in factors_of(axis):
+            yield from _majors_in(factor, before, frozen_too)
+            before = before + tuple(a for a in leaves(factor) if frozen_too or a.reason is None)
+    else:
+        for atom in leaves(axis):
+            yield atom, before
+
+
+def _product(sizes: Iterable[int]) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total

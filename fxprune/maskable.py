@@ -1,0 +1,265 @@
+"""Which groups can be masked: zeroing their parameters in the original equals removing them.
+
+For each tensor and atom we track the *fill*: what stands at the positions of removed units when the
+parameters' entries are zeroed. A fill is a known constant (a float, mostly 0.0), `ANY` (finite), or NaN (not
+a number, or infinite, is possible). An op that would see the removed positions *flags* the atom:
+
+* a contraction or a sum over them, unless they hold zeros (in one operand, for a contraction),
+* a statistic (mean, softmax, a normalisation) over them, always.
+
+A group is maskable iff no op flags any of its atoms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from fxprune.axes import Atom, Axis, is_frozen, leaves
+from fxprune.propagate import Propagation, Record
+from fxprune.rules.base import Kind, Layout, tensors_in
+
+ANY = math.inf
+"""The fill of positions that hold finite values nothing is known of."""
+
+Fills: TypeAlias = dict[Atom, float]
+
+_SAMPLES = 8
+_ADDITIVE = {"aten::addmm": "self", "aten::baddbmm": "self"}
+_KEEPS_CONSTANTS = frozenset("aten::mean aten::amax aten::amin aten::max aten::min".split())
+_AFFINE_STATISTICS = frozenset("aten::native_group_norm aten::native_layer_norm".split())
+
+
+def flagged_atoms(propagation: Propagation) -> Mapping[Atom, str]:
+    """Atoms whose groups are not maskable, each with the op and node that sees their removed units."""
+    return _FillPass(propagation).run()
+
+
+def _worst(fills: Iterable[float]) -> float:
+    """The join of several fills."""
+    distinct = set(fills)
+    if any(math.isnan(fill) for fill in distinct):
+        return math.nan
+    return distinct.pop() if len(distinct) == 1 else ANY
+
+
+class _FillPass:
+    """Walks the executed ops in order; `fills` maps tensor key → atom → fill (absent means ANY)."""
+
+    def __init__(self, propagation: Propagation) -> None:
+        self.propagation = propagation
+        self.flags: dict[Atom, str] = {}
+        self.fills: dict[int, Fills] = {}
+        self._by_storage: dict[int, list[int]] = {}
+        self._leaves: dict[int, frozenset[Atom]] = {}
+        self._probes: dict[Any, float] = {}
+
+    def run(self) -> Mapping[Atom, str]:
+        for key, name in self.propagation.sources.items():
+            self._set(key, dict.fromkeys(self.free(self.propagation.layouts[name]), 0.0))
+        for record in self.propagation.records:
+            self._visit(record)
+        return self.flags
+
+    def free(self, layout: Iterable[Axis]) -> frozenset[Atom]:
+        """The atoms of a layout that may be pruned."""
+        found: frozenset[Atom] = frozenset()
+        for axis in layout:
+            if id(axis) not in self._leaves:
+                atoms = () if is_frozen(axis) else leaves(axis)
+                self._leaves[id(axis)] = frozenset(a for a in atoms if a.reason is None)
+            found |= self._leaves[id(axis)]
+        return found
+
+    def _set(self, key: int, fills: Fills) -> None:
+        if key not in self.fills:
+            self._by_storage.setdefault(self.propagation.storages.get(key, key), []).append(key)
+        self.fills[key] = fills
+
+    def _visit(self, record: Record) -> None:
+        over = self.free(record.effect.over)
+        outputs = [self.free(layout) for layout in record.effect.outputs]
+        if not over and not any(outputs):
+            return
+        for atom in over:
+            self._check(record, atom)
+        results = [{a: self._fill(record, a, p) for a in atoms} for p, atoms in enumerate(outputs)]
+        if record.mutated is not None:
+            self._write(record.mutated, results[0])
+        for key, fills in zip(record.outputs, results, strict=True):
+            self._set(key, fills)
+
+    def _write(self, storage: int, written: Fills) -> None:
+        """An in-place op may write through a view: whatever shares the storage may hold either fill."""
+        for key in self._by_storage.get(storage, ()):
+            for atom, fill in self.fills[key].items():
+                if atom in written:
+                    self.fills[key][atom] = _worst((fill, written[atom]))
+
+    def carried(self, record: Record, atom: Atom) -> list[float]:
+        """The fills of the inputs that carry `atom`."""
+        return [
+            self.fills.get(key, {}).get(atom, ANY)
+            for key, layout in record.inputs
+            if atom in self.free(layout)
+        ]
+
+    def _check(self, record: Record, atom: Atom) -> None:
+        """Flag `atom` if the op, which mixes over it, sees its removed positions."""
+        kind, fills = record.effect.kind, self.carried(record, atom)
+        exact = False
+        if kind in (Kind.CONTRACT, Kind.RECURRENT):
+            exact = not any(math.isnan(f) for f in fills) and 0.0 in fills
+        elif kind is Kind.SUM:
+            exact = all(f == 0.0 for f in fills)
+        elif kind is Kind.WINDOW:
+            exact = True
+        if not exact and atom not in self.flags:
+            self.flags[atom] = f"{record.call.name} at {record.site.name}"
+
+    def _fill(self, record: Record, atom: Atom, position: int) -> float:
+        """What stands at the removed positions of one output."""
+        return _FILLS[record.effect.kind](self, record, atom, position)
+
+    # -- one method per kind of op ---------------------------------------------------------------------
+
+    def pointwise(self, record: Record, atom: Atom, position: int) -> float:
+        """Run the op on scalars: the fill where an input carries the atom, samples elsewhere."""
+        fills = tuple(
+            self.fills.get(key, {}).get(atom, ANY) if atom in self.free(layout) else None
+            for key, layout in record.inputs
+        )
+        if any(f is not None and math.isnan(f) for f in fills):
+            return math.nan
+        key = (record.call.func, repr(_scalars(record.call.arguments)), fills, position)
+        if key not in self._probes:
+            self._probes[key] = _probe(record, fills, position)
+        return self._probes[key]
+
+    def move(self, record: Record, atom: Atom, position: int) -> float:
+        return _worst(self.carried(record, atom))
+
+    def window(self, record: Record, atom: Atom, position: int) -> float:
+        worst = _worst(self.carried(record, atom))
+        return worst if worst == 0.0 or math.isnan(worst) else ANY
+
+    def contract(self, record: Record, atom: Atom, position: int) -> float:
+        """A product of several operands is zero where one of them is; an added bias must be zero too."""
+        bias_name = _ADDITIVE.get(record.call.name, "bias")
+        bias = record.call.arguments.get(bias_name)
+        factors: list[float] = []
+        for key, layout in record.inputs:
+            if atom not in self.free(layout):
+                continue
+            fill = self.fills.get(key, {}).get(atom, ANY)
+            if math.isnan(fill):
+                return math.nan
+            if isinstance(bias, Tensor) and key == id(bias):
+                if fill != 0.0:
+                    return ANY
+            else:
+                factors.append(fill)
+        both = atom in self.free(record.effect.over)
+        return 0.0 if factors and (all if both else any)(f == 0.0 for f in factors) else ANY
+
+    def sum(self, record: Record, atom: Atom, position: int) -> float:
+        return self.window(record, atom, position)
+
+    def statistic(self, record: Record, atom: Atom, position: int) -> float:
+        fills = self.carried(record, atom)
+        if any(math.isnan(f) for f in fills):
+            return math.nan
+        if record.call.name in _KEEPS_CONSTANTS:
+            return _worst(fills)
+        if record.call.name in _AFFINE_STATISTICS and position == 0:
+            return self._affine(record, atom)
+        return ANY
+
+    def _affine(self, record: Record, atom: Atom) -> float:
+        """``(x - mean) / std * weight + bias`` is zero where weight and bias are."""
+        terms = [record.call.arguments.get(name) for name in ("weight", "bias")]
+        fills = [
+            self.fills.get(id(t), {}).get(atom, ANY)
+            for t in terms
+            if isinstance(t, Tensor)
+        ]
+        weight, bias = terms
+        zero = weight is not None and all(f == 0.0 for f in fills)
+        return 0.0 if zero and (bias is None or len(fills) == 2) else ANY
+
+    def batch_norm(self, record: Record, atom: Atom, position: int) -> float:
+        fills = self.carried(record, atom)
+        if any(math.isnan(f) for f in fills):
+            return math.nan
+        if self._affine(record, atom) == 0.0:
+            return 0.0
+        plain = record.call.arguments.get("weight") is None
+        return 0.0 if plain and all(f == 0.0 for f in fills) else ANY
+
+    def recurrent(self, record: Record, atom: Atom, position: int) -> float:
+        """A unit without weights stays at its initial state, which is zero unless one is given."""
+        states = tensors_in(record.call.arguments["state"])
+        given = [self.fills.get(id(t), {}).get(atom, ANY) for t in states]
+        return 0.0 if all(f == 0.0 for f in given) else ANY
+
+    def fresh(self, record: Record, atom: Atom, position: int) -> float:
+        name = record.call.name.removeprefix("aten::").removeprefix("new_").removesuffix("_like")
+        if name in ("zeros", "ones"):
+            return float(name == "ones")
+        return float(record.call["fill_value"]) if name == "full" else ANY
+
+
+_FILLS: Mapping[Kind, Callable[[_FillPass, Record, Atom, int], float]] = {
+    Kind.POINTWISE: _FillPass.pointwise,
+    Kind.MOVE: _FillPass.move,
+    Kind.WINDOW: _FillPass.window,
+    Kind.CONTRACT: _FillPass.contract,
+    Kind.SUM: _FillPass.sum,
+    Kind.STATISTIC: _FillPass.statistic,
+    Kind.BATCH_NORM: _FillPass.batch_norm,
+    Kind.RECURRENT: _FillPass.recurrent,
+    Kind.FRESH: _FillPass.fresh,
+}
+
+
+def _scalars(arguments: Mapping[str, Any]) -> Any:
+    """The arguments with tensors reduced to their dtypes: all that a pointwise op can depend on."""
+    return tree_map(lambda a: a.dtype if isinstance(a, Tensor) else a, dict(arguments))
+
+
+def _probe(record: Record, fills: tuple[float | None, ...], position: int) -> float:
+    """The value of a pointwise op where its carrying inputs hold `fills`.
+
+    Inputs that do not carry the atom, or hold anything, are sampled. A result that is never finite is NaN.
+    """
+    generator = torch.Generator().manual_seed(0)
+    remaining = iter(fills)
+
+    def sample(argument: Any) -> Any:
+        if not isinstance(argument, Tensor):
+            return argument
+        fill = next(remaining)
+        if fill is not None and fill != ANY:
+            return torch.full((_SAMPLES,), fill, dtype=torch.float64).to(argument.dtype)
+        values = torch.randn(_SAMPLES, generator=generator, dtype=torch.float64)
+        if argument.dtype == torch.bool:
+            return values > 0
+        return (values.abs() * 4).to(argument.dtype) if not argument.is_floating_point() else values
+
+    arguments = [sample(a) for a in record.call.arguments.values()]
+    names = list(record.call.arguments)
+    keyword_only = {a.name for a in record.call.func._schema.arguments if a.kwarg_only}
+    args = [v for n, v in zip(names, arguments, strict=True) if n not in keyword_only]
+    kwargs = {n: v for n, v in zip(names, arguments, strict=True) if n in keyword_only}
+    kwargs = {n: ("cpu" if n == "device" else v) for n, v in kwargs.items()}
+    result = tensors_in(record.call.func(*args, **kwargs))[position].double()
+    finite = torch.isfinite(result)
+    if not finite.any() or (not finite.all() and ANY not in fills):
+        return math.nan
+    first = float(result.reshape(-1)[0])
+    return first if bool((result == first).all()) else ANY

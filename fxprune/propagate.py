@@ -1,0 +1,362 @@
+"""Run a graph once on meta tensors and let the rules say what the axes of every tensor are.
+
+`propagate` interprets the graph under a `TorchDispatchMode`: each ATen op that a node executes passes the mode,
+which applies the op's rule. Nothing is computed: all tensors are on the meta device.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fxprune.axes import Algebra, Axis, is_frozen
+from fxprune.errors import AnalysisError
+from fxprune.rules import MODULE_RULES, RULES
+from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, tensors_in
+from fxprune.rules.elementwise import pointwise
+
+_CONSTANT_LIMIT = 1 << 22
+"""Constant tensors with more elements than this are not evaluated to follow an index."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One executed op: where, what went in and came out (tensor keys), and the rule's effect."""
+
+    site: fx.Node
+    call: Call
+    effect: Effect
+    inputs: tuple[tuple[int, Layout], ...]
+    outputs: tuple[int, ...]
+    mutated: int | None = None  # the storage that the op writes to
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """The axes of every parameter and of every node's result, and all executed ops.
+
+    layouts     parameter or buffer name → axes
+    nodes       node → its value, with the axes of each tensor in place of the tensor
+    records     the executed ops in order
+    sources     tensor key → parameter or buffer name
+    storages    tensor key → storage key, to follow in-place writes through views
+    barriers    (node, op) pairs that had no rule
+    """
+
+    algebra: Algebra
+    layouts: Mapping[str, Layout]
+    nodes: Mapping[fx.Node, Any]
+    records: tuple[Record, ...]
+    sources: Mapping[int, str]
+    storages: Mapping[int, int]
+    barriers: tuple[tuple[str, str], ...]
+
+
+def propagate(traced: fx.GraphModule, inputs: tuple[Any, ...] | None = None) -> Propagation:
+    """Interpret `traced` on meta tensors and apply the rules.
+
+    `inputs` gives the placeholders' values (only shapes and dtypes matter for tensors); without it the
+    examples that `trace` recorded are used. Raises AnalysisError if there are none, if a node cannot run,
+    or if a rule contradicts what the op computed.
+    """
+    shadow, sources, constants = _meta_shadow(traced)
+    mode = _RuleMode(constants)
+    layouts = {name: mode.declare_parameter(tensor) for name, tensor in _named_tensors(shadow)}
+    interpreter = _Interpreter(shadow, traced.graph, mode)
+    values = _example_values(traced, inputs)
+    with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]), mode:
+        interpreter.run(*values, enable_io_processing=False)
+    return Propagation(
+        mode.algebra,
+        MappingProxyType(layouts),
+        MappingProxyType(interpreter.layouts),
+        tuple(mode.records),
+        MappingProxyType({key: name for key, name in sources.items()}),
+        MappingProxyType(mode.storages),
+        tuple(mode.barriers),
+    )
+
+
+def _example_values(traced: fx.GraphModule, inputs: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    if inputs is None:
+        missing = [node.name for node in placeholders if "val" not in node.meta]
+        if missing:
+            raise AnalysisError(
+                f"the graph has no example for its inputs {missing}: analyze takes what fxprune.trace returns. "
+                "Call fxprune.trace(module, example_inputs) first; it takes any GraphModule."
+            )
+        inputs = tuple(node.meta["val"] for node in placeholders)
+    return tuple(
+        tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, value) for value in inputs
+    )
+
+
+def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _meta_shadow(traced: fx.GraphModule) -> tuple[nn.Module, dict[int, str], dict[int, Tensor]]:
+    """A copy of the module tree with meta parameters; names of its tensors; real values of its buffers."""
+    memo: dict[int, Any] = {id(traced.graph): traced.graph}
+    names: dict[int, str] = {}
+    real: dict[int, Tensor] = {}
+    for name, tensor in _named_tensors(traced):
+        meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        memo[id(tensor)] = nn.Parameter(meta, False) if isinstance(tensor, nn.Parameter) else meta
+        names[id(memo[id(tensor)])] = name
+        if not isinstance(tensor, nn.Parameter):
+            real[id(meta)] = tensor
+    shadow = nn.Module()
+    for name, child in traced._modules.items():
+        shadow.add_module(name, copy.deepcopy(child, memo))
+    for name, parameter in traced._parameters.items():
+        shadow.register_parameter(name, None if parameter is None else memo[id(parameter)])
+    for name, buffer in traced._buffers.items():
+        shadow.register_buffer(name, None if buffer is None else memo[id(buffer)])
+    for name, value in vars(traced).items():
+        if isinstance(value, Tensor):
+            setattr(shadow, name, value)
+    return shadow.eval(), names, real
+
+
+def find_rule(func: Any) -> Rule | None:
+    """The rule for an ATen overload: by name, by its in-place name, or by torch's pointwise tag."""
+    namespace, name = func._schema.name.split("::")
+    if namespace not in ("aten", "prims"):
+        return RULES.get(func._schema.name)
+    rule = RULES.get(name)
+    if rule is None and name.endswith("_"):
+        rule = RULES.get(name[:-1])
+    if rule is None and torch.Tag.pointwise in func.tags:
+        rule = pointwise
+    return rule
+
+
+@dataclass
+class _RuleMode(TorchDispatchMode):
+    """Applies the rule of every op that is dispatched. Keeps all tensors alive, so ids identify them."""
+
+    constants: dict[int, Tensor]
+    algebra: Algebra = field(default_factory=Algebra)
+    records: list[Record] = field(default_factory=list)
+    barriers: list[tuple[str, str]] = field(default_factory=list)
+    storages: dict[int, int] = field(default_factory=dict)
+    site: Any = None
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._layouts: dict[int, Layout] = {}
+        self._alive: list[Any] = []
+        self._recipes: dict[int, tuple[Any, Any, Any, int]] = {}
+
+    # -- what is known of a tensor ---------------------------------------------------------------------
+
+    def declare(self, tensor: Tensor, layout: Layout) -> None:
+        """State the axes of a tensor."""
+        self._layouts[id(tensor)] = layout
+        self._alive.append(tensor)
+        self.storages[id(tensor)] = tensor.untyped_storage()._cdata
+
+    def declare_parameter(self, tensor: Tensor) -> Layout:
+        """Every dimension of a parameter starts as an atom of its own."""
+        layout = tuple(
+            self.algebra.one if size == 1 else self.algebra.atom(size) for size in tensor.shape
+        )
+        self.declare(tensor, layout)
+        return layout
+
+    def declare_fixed(self, tensor: Tensor, reason: str) -> Layout:
+        """A tensor whose dimensions may not change."""
+        layout = tuple(
+            self.algebra.one if size == 1 else self.algebra.constant(size, reason)
+            for size in tensor.shape
+        )
+        self.declare(tensor, layout)
+        return layout
+
+    def layout_of(self, tensor: Tensor) -> Layout:
+        """The axes of a tensor; one that no op made is a constant."""
+        layout = self._layouts.get(id(tensor))
+        return self.declare_fixed(tensor, "constant tensor") if layout is None else layout
+
+    def constant_of(self, tensor: Tensor) -> Tensor | None:
+        """The value of a tensor that depends on no input and no parameter, if it is small."""
+        key = id(tensor)
+        if key in self.constants:
+            return self.constants[key]
+        if not tensor.is_meta:
+            return tensor
+        if key not in self._recipes or tensor.numel() > _CONSTANT_LIMIT:
+            return None
+        func, args, kwargs, position = self._recipes[key]
+        values = tree_map(
+            lambda a: self.constant_of(a) if isinstance(a, Tensor) else a, (args, kwargs)
+        )
+        sources = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if any(self.constant_of(t) is None for t in sources):
+            return None
+        real_kwargs = {**values[1], "device": "cpu"} if "device" in values[1] else values[1]
+        with torch.utils._python_dispatch._disable_current_modes():
+            result = func(*values[0], **real_kwargs)
+        self.constants[key] = tensors_in(result)[position]
+        return self.constants[key]
+
+    # -- dispatch --------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": torch.device("meta")}
+        result = func(*args, **kwargs)
+        outputs = tuple(tensors_in(result))
+        if not outputs:
+            return result
+        call = Call(
+            func._schema.name,
+            _bind(func, args, kwargs),
+            outputs,
+            self.algebra,
+            self.layout_of,
+            self.constant_of,
+            func,
+        )
+        self.apply(call, find_rule(func))
+        mutates = func._schema.is_mutable
+        for position, output in enumerate(outputs):
+            if mutates:
+                self._recipes.pop(id(output), None)
+                self.constants.pop(id(output), None)
+            elif torch.Tag.nondeterministic_seeded not in func.tags:
+                self._recipes[id(output)] = (func, args, kwargs, position)
+        return result
+
+    def apply(self, call: Call, rule: Rule | None) -> None:
+        """Apply a rule (a barrier without one), check its answer, and record it."""
+        inputs = tuple((id(t), self.layout_of(t)) for t in call.tensors())
+        if rule is None:
+            effect = self._barrier(call)
+        else:
+            try:
+                effect = rule(call)
+            except (ValueError, IndexError, KeyError, TypeError) as error:
+                raise AnalysisError(
+                    f"the rule for {call.name} failed at node {self.site.name!r} with inputs of shapes "
+                    f"{[tuple(t.shape) for t in call.tensors()]}: {error!r}. This is a bug in the rule."
+                ) from error
+        shapes = [tuple(output.shape) for output in call.outputs]
+        stated = [tuple(axis.size for axis in layout) for layout in effect.outputs]
+        if shapes != stated:
+            raise AnalysisError(
+                f"the rule for {call.name} at node {self.site.name!r} states outputs of shapes {stated}, "
+                f"but the op returned {shapes}. This is a bug in the rule."
+            )
+        for output, layout in zip(call.outputs, effect.outputs, strict=True):
+            self.declare(output, layout)
+        written = call.tensors()[0] if _writes(call) else None
+        self.records.append(
+            Record(
+                self.site,
+                call,
+                effect,
+                inputs,
+                tuple(map(id, call.outputs)),
+                None if written is None else self.storages[id(written)],
+            )
+        )
+
+    def _barrier(self, call: Call) -> Effect:
+        self.barriers.append((self.site.name, call.name))
+        for tensor in call.tensors():
+            for axis in self.layout_of(tensor):
+                self.algebra.freeze(axis, f"no rule for {call.name}")
+        fresh = tuple(call.fresh(t, f"no rule for {call.name}") for t in call.outputs)
+        return Effect(fresh, Kind.STATISTIC)
+
+
+def _writes(call: Call) -> bool:
+    schema = getattr(call.func, "_schema", None)
+    return bool(schema is not None and schema.is_mutable and call.tensors())
+
+
+def _bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by schema name, defaults filled in."""
+    bound: dict[str, Any] = {}
+    for position, argument in enumerate(func._schema.arguments):
+        if position < len(args):
+            bound[argument.name] = args[position]
+        else:
+            bound[argument.name] = kwargs.get(argument.name, argument.default_value)
+    return bound
+
+
+class _Interpreter(fx.Interpreter):
+    """Runs the graph, tells the mode which node is running, and notes the axes of each result."""
+
+    def __init__(self, module: nn.Module, graph: fx.Graph, mode: _RuleMode) -> None:
+        super().__init__(module, garbage_collect_values=False, graph=graph)
+        self.mode = mode
+        self.layouts: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.mode.site = self.mode.algebra.site = n
+        try:
+            value = super().run_node(n)
+        except AnalysisError:
+            raise
+        except Exception as error:
+            raise AnalysisError(
+                f"node {n.name!r} ({n.op} {n.target}) does not run on meta tensors: {error}. "
+                "Check that the graph runs with its example inputs."
+            ) from error
+        if n.op == "placeholder":
+            self._declare_fixed(value, "model input")
+        if n.op == "output":
+            self._freeze(value)
+        self.layouts[n] = self.layouts_in(value)
+        return value
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        rule = MODULE_RULES.get(type(module))
+        if rule is None:
+            return module(*args, **kwargs)
+        with torch.utils._python_dispatch._disable_current_modes():
+            result = rule(module, args, kwargs, self.mode.layout_of, self.mode.algebra)
+        for call, effect in result.calls:
+            self.mode.apply(call, lambda _, effect=effect: effect)  # type: ignore[misc]
+        return result.value
+
+    def layouts_in(self, value: Any) -> Any:
+        """`value` with each tensor replaced by its axes."""
+        return tree_map(lambda v: self.mode.layout_of(v) if isinstance(v, Tensor) else v, value)
+
+    def _declare_fixed(self, value: Any, reason: str) -> None:
+        for tensor in _tensors(value):
+            self.mode.declare_fixed(tensor, reason)
+
+    def _freeze(self, value: Any) -> None:
+        for tensor in _tensors(value):
+            for axis in self.mode.layout_of(tensor):
+                if not is_frozen(axis):
+                    self.mode.algebra.freeze(axis, "model output")
+
+
+def _tensors(value: Any) -> Iterable[Tensor]:
+    return (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def frozen_layout(layout: Iterable[Axis]) -> bool:
+    """True iff no axis of the layout can be pruned."""
+    return all(is_frozen(axis) for axis in layout)

@@ -1,0 +1,91 @@
+"""What a parameter dimension does for its group: it produces the units, biases, normalises or consumes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fxprune.axes import Atom, leaves
+from fxprune.groups import Role
+from fxprune.propagate import Propagation, Record
+from fxprune.rules.base import Kind
+
+_ADDED = frozenset("aten::add aten::sub aten::add_ aten::sub_".split())
+_BIAS_ARGUMENTS = {"aten::addmm": "self", "aten::baddbmm": "self"}
+_LOOKUPS = frozenset({"aten::embedding"})
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Roles by (parameter, atom), and which parameters multiply activations in a contraction."""
+
+    consumers: frozenset[tuple[str, Atom]]
+    producers: frozenset[tuple[str, Atom]]
+    biases: frozenset[str]
+    norms: frozenset[str]
+
+    def of(self, parameter: str, dim: int, atom: Atom) -> Role:
+        """The role of one dimension. A weight that reads and makes the same units makes them by rows."""
+        consumes = (parameter, atom) in self.consumers
+        produces = (parameter, atom) in self.producers
+        if consumes and produces:
+            return "producer" if dim == 0 else "consumer"
+        if consumes:
+            return "consumer"
+        if produces:
+            return "producer"
+        return "bias" if parameter in self.biases else "norm" if parameter in self.norms else "producer"
+
+
+def roles_of(propagation: Propagation) -> Roles:
+    """Read the roles off the executed ops, following parameters through views and other parameters."""
+    origins: dict[int, frozenset[str]] = {k: frozenset({n}) for k, n in propagation.sources.items()}
+    consumers: set[tuple[str, Atom]] = set()
+    producers: set[tuple[str, Atom]] = set()
+    biases: set[str] = set()
+    norms: set[str] = set()
+    for record in propagation.records:
+        sources = [origins.get(key) for key, _ in record.inputs]
+        known = [source for source in sources if source is not None]
+        if not known:
+            continue
+        if len(known) == len(sources) and record.effect.kind is not Kind.FRESH:
+            union = frozenset().union(*known)
+            origins.update(dict.fromkeys(record.outputs, union))
+            if record.call.name not in _LOOKUPS:
+                continue
+        kind = record.effect.kind
+        if kind in (Kind.CONTRACT, Kind.RECURRENT) or record.call.name in _LOOKUPS:
+            _read_contraction(record, origins, consumers, producers, biases)
+        elif kind in (Kind.BATCH_NORM, Kind.STATISTIC):
+            norms.update(*known)
+        elif record.call.name in _ADDED:
+            biases.update(*known)
+        else:
+            norms.update(*known)
+    return Roles(frozenset(consumers), frozenset(producers), frozenset(biases - norms), frozenset(norms))
+
+
+def _read_contraction(
+    record: Record,
+    origins: Mapping[int, frozenset[str]],
+    consumers: set[tuple[str, Atom]],
+    producers: set[tuple[str, Atom]],
+    biases: set[str],
+) -> None:
+    over = {atom for axis in record.effect.over for atom in leaves(axis)}
+    made = {atom for layout in record.effect.outputs for axis in layout for atom in leaves(axis)}
+    bias = record.call.arguments.get(_BIAS_ARGUMENTS.get(record.call.name, "bias"))
+    for key, layout in record.inputs:
+        names = origins.get(key)
+        if names is None:
+            continue
+        one_dimensional = record.effect.kind is Kind.RECURRENT and len(layout) == 1
+        if (isinstance(bias, Tensor) and key == id(bias)) or one_dimensional:
+            biases |= names
+            continue
+        atoms = {atom for axis in layout for atom in leaves(axis)}
+        consumers |= {(name, atom) for name in names for atom in atoms & over}
+        producers |= {(name, atom) for name in names for atom in atoms & made}

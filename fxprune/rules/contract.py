@@ -1,0 +1,118 @@
+"""Ops that sum products: matrix products, linear layers, convolutions."""
+
+from __future__ import annotations
+
+from fxprune.axes import Axis
+from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, broadcast, rows
+
+
+def _contract(outputs: Layout, over: Layout) -> Effect:
+    return Effect((outputs,), Kind.CONTRACT, over)
+
+
+def _matrix_product(call: Call, left: Layout, right: Layout) -> tuple[Layout, Axis]:
+    """Axes of ``left @ right`` with equal batch dimensions, and the contracted axis."""
+    algebra = call.algebra
+    batch = [algebra.unify(a, b) for a, b in zip(left[:-2], right[:-2], strict=True)]
+    inner = algebra.unify(left[-1], right[-2])
+    return (*batch, left[-2], right[-1]), inner
+
+
+def mm(call: Call) -> Effect:
+    """``mm(self, mat2)`` and ``bmm``."""
+    out, inner = _matrix_product(call, call.axes("self"), call.axes("mat2"))
+    return _contract(out, (inner,))
+
+
+def mv(call: Call) -> Effect:
+    """``mv(self, vec)``."""
+    rows_axis, columns = call.axes("self")
+    inner = call.algebra.unify(columns, call.axes("vec")[0])
+    return _contract((rows_axis,), (inner,))
+
+
+def dot(call: Call) -> Effect:
+    """``dot(self, tensor)``."""
+    (inner,) = call.axes("self")
+    call.algebra.unify(inner, call.axes("tensor" if "tensor" in call.arguments else "other")[0])
+    return _contract((), (inner,))
+
+
+def addmm(call: Call) -> Effect:
+    """``addmm(self, mat1, mat2)``: a bias that is broadcast onto a matrix product."""
+    out, inner = _matrix_product(call, call.axes("mat1"), call.axes("mat2"))
+    out = broadcast(call, [out, call.axes("self")], call.outputs[0].shape)
+    return _contract(out, (inner,))
+
+
+def baddbmm(call: Call) -> Effect:
+    """``baddbmm(self, batch1, batch2)``."""
+    out, inner = _matrix_product(call, call.axes("batch1"), call.axes("batch2"))
+    out = broadcast(call, [out, call.axes("self")], call.outputs[0].shape)
+    return _contract(out, (inner,))
+
+
+def linear(call: Call) -> Effect:
+    """``linear(input, weight, bias)``."""
+    x, weight = call.axes("input"), call.axes("weight")
+    inner = call.algebra.unify(x[-1], weight[-1])
+    out = (*x[:-1], *weight[:-1])
+    if call.axes("bias"):
+        out = broadcast(call, [out, call.axes("bias")], call.outputs[0].shape)
+    return _contract(out, (inner,))
+
+
+def convolution(call: Call) -> Effect:
+    """``convolution``: channels are contracted within each group; kernel taps and positions are fixed.
+
+    Weights are ``[G*O, I, taps]``, transposed ones ``[G*I, O, taps]``, for inputs ``[N, G*I, positions]``.
+    """
+    algebra = call.algebra
+    x, weight, groups = call.axes("input"), call.axes("weight"), call["groups"]
+    spatial = len(weight) - 2
+    batched = len(x) == len(weight)
+    channels = x[-1 - spatial]
+    call.freeze(weight[2:], "kernel taps")
+    call.freeze(x[len(x) - spatial :], "positions under a convolution")
+    outer, inner = weight[0], weight[1]
+    transposed = call["transposed"]
+    if groups == 1:
+        source, target = (outer, inner) if transposed else (inner, outer)
+        contracted = algebra.unify(channels, source)
+    else:
+        group, contracted = algebra.factor(channels, [groups, channels.size // groups])
+        weight_group, rest = algebra.factor(outer, [groups, outer.size // groups])
+        algebra.unify(group, weight_group)
+        source, target = (rest, inner) if transposed else (inner, rest)
+        contracted = algebra.unify(contracted, source)
+        target = algebra.product([group, target]) if transposed else outer
+    if call.axes("bias"):
+        target = algebra.unify(target, call.axes("bias")[0])
+    space = call.fresh(call.outputs[0], "positions")[-spatial:]
+    out = (x[0], target, *space) if batched else (target, *space)
+    return _contract(out, (contracted, *weight[2:]))
+
+
+def trilinear(call: Call) -> Effect:
+    """``_trilinear(i1, i2, i3, expand1, expand2, expand3, sumdim)``: what `bilinear` is made of."""
+    shapes = [list(call.axes(name)) for name in ("i1", "i2", "i3")]
+    for axes, name in zip(shapes, ("expand1", "expand2", "expand3"), strict=True):
+        for dim in sorted(call[name]):
+            axes.insert(dim, call.algebra.one)
+    full = [max(sizes) for sizes in zip(*([a.size for a in axes] for axes in shapes), strict=True)]
+    product = broadcast(call, [tuple(axes) for axes in shapes], full)
+    summed = set(call["sumdim"])
+    out = tuple(axis for d, axis in enumerate(product) if d not in summed)
+    return _contract(out, tuple(product[d] for d in sorted(summed)))
+
+
+CONTRACTIONS: dict[str, Rule] = {
+    **rows(mm, "mm bmm"),
+    "mv": mv,
+    **rows(dot, "dot vdot"),
+    "addmm": addmm,
+    "baddbmm": baddbmm,
+    "linear": linear,
+    "convolution": convolution,
+    "_trilinear": trilinear,
+}

@@ -1,0 +1,123 @@
+"""Normalisation layers, and ops that work on positions: pooling, resampling, windows."""
+
+from __future__ import annotations
+
+from fxprune.rules.base import Call, Effect, Kind, Rule, rows
+
+
+def batch_norm(call: Call) -> Effect:
+    """Batch normalisation: channels are dimension 1; every per-channel tensor is coupled with them."""
+    x = call.axes("input")
+    channel = x[1]
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if call.axes(name):
+            channel = call.algebra.unify(channel, call.axes(name)[0])
+    out = (x[0], channel, *x[2:])
+    training = bool(call.arguments.get("training") or call.arguments.get("train"))
+    over = (x[0], *x[2:]) if training else ()
+    statistics = tuple((channel,) if t.dim() and t.numel() else call.fresh(t, "empty") for t in call.outputs[1:])
+    return Effect((out, *statistics), Kind.BATCH_NORM, over)
+
+
+def layer_norm(call: Call) -> Effect:
+    """Layer and RMS normalisation over the last dimensions, with an affine map of that shape."""
+    x = list(call.axes("input"))
+    count = len(call["normalized_shape"])
+    for name in ("weight", "bias"):
+        for offset, axis in enumerate(call.axes(name)):
+            place = len(x) - count + offset
+            x[place] = call.algebra.unify(x[place], axis)
+    over = tuple(x[len(x) - count :])
+    outer = tuple(x[: len(x) - count])
+    statistics = tuple(outer + (call.algebra.one,) * (t.dim() - len(outer)) for t in call.outputs[1:])
+    return Effect((tuple(x), *statistics), Kind.STATISTIC, over)
+
+
+def group_norm(call: Call) -> Effect:
+    """Group normalisation: channels are ``G*I``; statistics are taken over ``I`` and positions.
+
+    Whole groups can be removed exactly, channels inside a group only together in every group.
+    """
+    x = list(call.axes("input"))
+    groups = call["group"]
+    for name in ("weight", "bias"):
+        if call.axes(name):
+            x[1] = call.algebra.unify(x[1], call.axes(name)[0])
+    group, inner = call.algebra.factor(x[1], [groups, x[1].size // groups])
+    statistics = tuple((x[0], group) for _ in call.outputs[1:])
+    return Effect((tuple(x), *statistics), Kind.STATISTIC, (inner, *x[2:]))
+
+
+def pooling(call: Call) -> Effect:
+    """Pooling and resampling: trailing dimensions are positions, leading ones pass."""
+    x = call.layout_of(call.tensors()[0])
+    spatial = _SPATIAL[call.name.removeprefix("aten::")]
+    kept = len(x) - spatial
+    call.freeze(x[kept:], "positions")
+    space = call.fresh(call.outputs[0], "positions")[kept:]
+    return Effect(tuple((*x[:kept], *space) for _ in call.outputs), Kind.WINDOW, x[kept:])
+
+
+def im2col(call: Call) -> Effect:
+    """``unfold``: channels become ``C*taps``, positions become one dimension."""
+    x = call.axes("self")
+    call.freeze(x[-2:], "positions under a window")
+    taps = call.outputs[0].shape[-2] // x[-3].size
+    channels = call.algebra.product([x[-3], call.constant(taps, "kernel taps")])
+    last = call.fresh(call.outputs[0], "positions")[-1]
+    return Effect(((*x[:-3], channels, last),), Kind.WINDOW)
+
+
+def col2im(call: Call) -> Effect:
+    """``fold``: channels were ``C*taps``; overlapping windows are summed."""
+    x = call.axes("self")
+    size = call.outputs[0].shape[-3]
+    channels, taps = call.algebra.factor(x[-2], [size, x[-2].size // size])
+    call.freeze((taps, x[-1]), "positions under a window")
+    space = call.fresh(call.outputs[0], "positions")[-2:]
+    return Effect(((*x[:-2], channels, *space),), Kind.WINDOW)
+
+
+def unfold(call: Call) -> Effect:
+    """``Tensor.unfold(dimension, size, step)``: sliding windows over one dimension."""
+    x = list(call.axes("self"))
+    dim = call.dim("dimension", len(x))
+    call.freeze((x[dim],), "positions under a window")
+    new = call.fresh(call.outputs[0], "positions under a window")
+    return Effect(((*x[:dim], new[dim], *x[dim + 1 :], new[-1]),), Kind.MOVE)
+
+
+_SPATIAL: dict[str, int] = {
+    **dict.fromkeys(
+        """max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d
+        upsample_linear1d _upsample_nearest_exact1d""".split(),
+        1,
+    ),
+    **dict.fromkeys(
+        """max_pool2d max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool2d
+        adaptive_max_pool2d fractional_max_pool2d max_unpool2d upsample_nearest2d upsample_bilinear2d
+        upsample_bicubic2d _upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa
+        lp_pool2d""".split(),
+        2,
+    ),
+    **dict.fromkeys(
+        """max_pool3d max_pool3d_with_indices avg_pool3d _adaptive_avg_pool3d adaptive_avg_pool3d
+        adaptive_max_pool3d fractional_max_pool3d upsample_nearest3d upsample_trilinear3d
+        _upsample_nearest_exact3d""".split(),
+        3,
+    ),
+}
+
+NORMS: dict[str, Rule] = {
+    **rows(
+        batch_norm,
+        """batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
+        cudnn_batch_norm _batch_norm_with_update _batch_norm_no_update _batch_norm_impl_index""",
+    ),
+    **rows(layer_norm, "native_layer_norm layer_norm _fused_rms_norm rms_norm"),
+    **rows(group_norm, "native_group_norm"),
+    **dict.fromkeys(_SPATIAL, pooling),
+    "im2col": im2col,
+    "col2im": col2im,
+    "unfold": unfold,
+}

@@ -1,0 +1,332 @@
+"""Ops that move elements: views, permutations, concatenations, slices, gathers by constants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fxprune.axes import Axis, is_frozen
+from fxprune.rules.base import (
+    Call,
+    Effect,
+    Kind,
+    Layout,
+    Rule,
+    broadcast,
+    dims_of,
+    index_values,
+    rows,
+)
+
+
+def _moved(*outputs: Layout) -> Effect:
+    return Effect(outputs, Kind.MOVE)
+
+
+def view(call: Call) -> Effect:
+    """``view`` and ``reshape``: products are taken apart and put together."""
+    shape = call.outputs[0].shape
+    return _moved(tuple(call.algebra.view(call.axes("self"), shape)))
+
+
+def permute(call: Call) -> Effect:
+    """``permute(dims)``."""
+    axes = call.axes("self")
+    return _moved(tuple(axes[d % len(axes)] for d in call["dims"]))
+
+
+def transpose(call: Call) -> Effect:
+    """``transpose(dim0, dim1)``."""
+    axes = list(call.axes("self"))
+    i, j = call.dim("dim0", len(axes)), call.dim("dim1", len(axes))
+    if axes:
+        axes[i], axes[j] = axes[j], axes[i]
+    return _moved(tuple(axes))
+
+
+def reverse_dims(call: Call) -> Effect:
+    """``t()``, ``mT``: the last two dimensions swap."""
+    axes = call.axes("self")
+    return _moved(axes if len(axes) < 2 else (*axes[:-2], axes[-1], axes[-2]))
+
+
+def squeeze(call: Call) -> Effect:
+    """``squeeze``: dimensions of size 1 disappear; a unit that does so conditions the whole tensor."""
+    axes = call.axes("self")
+    chosen = dims_of(call.arguments.get("dim"), len(axes))
+    dropped = [d for d in chosen if axes[d].size == 1]
+    call.freeze([axes[d] for d in dropped], "a dimension of size 1 is dropped")
+    return _moved(tuple(axis for d, axis in enumerate(axes) if d not in dropped))
+
+
+def unsqueeze(call: Call) -> Effect:
+    """``unsqueeze(dim)``."""
+    axes = list(call.axes("self"))
+    axes.insert(call.dim("dim", len(axes) + 1), call.algebra.one)
+    return _moved(tuple(axes))
+
+
+def expand(call: Call) -> Effect:
+    """``expand``: a dimension of size 1 becomes an axis without indices, which takes any size."""
+    axes, shape = call.axes("self"), call.outputs[0].shape
+    added = len(shape) - len(axes)
+    result: list[Axis] = []
+    for position, size in enumerate(shape):
+        axis = axes[position - added] if position >= added else call.algebra.one
+        if axis.size != size:
+            call.freeze((axis,), "a dimension of size 1 is broadcast")
+            axis = call.algebra.atom(size)
+        result.append(axis)
+    return _moved(tuple(result))
+
+
+def repeat(call: Call) -> Effect:
+    """``repeat(repeats)``: each dimension is a product of an axis without indices and itself."""
+    axes, repeats = call.axes("self"), call["repeats"]
+    padded = (call.algebra.one,) * (len(repeats) - len(axes)) + axes
+    result = [
+        axis if count == 1 else call.algebra.product([call.algebra.atom(count), axis])
+        for axis, count in zip(padded, repeats, strict=True)
+    ]
+    return _moved(tuple(result))
+
+
+def repeat_interleave(call: Call) -> Effect:
+    """``repeat_interleave(repeats, dim)`` with an int: the copies are the minor factor."""
+    axes = list(call.axes("self"))
+    dim = call.dim("dim", len(axes))
+    copies = call.outputs[0].shape[dim] // max(axes[dim].size, 1)
+    if copies > 1:
+        axes[dim] = call.algebra.product([axes[dim], call.algebra.atom(copies)])
+    return _moved(tuple(axes))
+
+
+def cat(call: Call) -> Effect:
+    """``cat(tensors, dim)``; legacy empty tensors of one dimension are skipped."""
+    layouts = [call.layout_of(t) for t in call["tensors"] if t.shape != (0,)]
+    if not layouts:
+        return _moved(call.fresh(call.outputs[0], "empty tensor"))
+    dim = call.dim("dim", len(layouts[0]))
+    axes = list(layouts[0])
+    for layout in layouts[1:]:
+        for d in range(len(axes)):
+            if d != dim:
+                axes[d] = call.algebra.unify(axes[d], layout[d])
+    axes[dim] = call.algebra.concat([layout[dim] for layout in layouts])
+    return _moved(tuple(axes))
+
+
+def stack(call: Call) -> Effect:
+    """``stack(tensors, dim)``: the tensors' axes are coupled, the new dimension is fixed."""
+    layouts = [call.layout_of(t) for t in call["tensors"]]
+    rank = len(layouts[0])
+    axes = list(broadcast(call, layouts, call["tensors"][0].shape))
+    axes.insert(call.dim("dim", rank + 1), call.constant(len(layouts), "stacked tensors"))
+    return _moved(tuple(axes))
+
+
+def slice_(call: Call) -> Effect:
+    """``slice(dim, start, end, step)``."""
+    axes = list(call.axes("self"))
+    dim = call.dim("dim", len(axes))
+    size = axes[dim].size
+    picked = range(size)[slice(call["start"], call["end"], call["step"])]
+    if len(picked) != size:
+        axes[dim] = call.algebra.gather(axes[dim], picked)
+    return _moved(tuple(axes))
+
+
+def select(call: Call) -> Effect:
+    """``select(dim, index)``: the chosen index must stay."""
+    axes = list(call.axes("self"))
+    dim = call.dim("dim", len(axes))
+    axis = axes.pop(dim)
+    if not is_frozen(axis):
+        picked = call.algebra.gather(axis, [call["index"] % axis.size])
+        call.freeze((picked,), "a single index is selected")
+    return _moved(tuple(axes))
+
+
+def unbind(call: Call) -> Effect:
+    """``unbind(dim)``: as many results as the dimension has indices, so it is fixed."""
+    axes = list(call.axes("self"))
+    call.freeze((axes.pop(call.dim("dim", len(axes))),), "the dimension is taken apart index by index")
+    return _moved(*(tuple(axes) for _ in call.outputs))
+
+
+def split(call: Call) -> Effect:
+    """``split``, ``split_with_sizes``, ``chunk``: neighbouring segments."""
+    axes = call.axes("self")
+    dim = call.dim("dim", len(axes))
+    pieces = call.algebra.segment(axes[dim], [out.shape[dim] for out in call.outputs])
+    return _moved(*((*axes[:dim], piece, *axes[dim + 1 :]) for piece in pieces))
+
+
+def flip(call: Call) -> Effect:
+    """``flip(dims)``: a constant permutation."""
+    axes = list(call.axes("self"))
+    for dim in dims_of(call["dims"], len(axes)):
+        axes[dim] = call.algebra.gather(axes[dim], range(axes[dim].size)[::-1])
+    return _moved(tuple(axes))
+
+
+def roll(call: Call) -> Effect:
+    """``roll(shifts, dims)``: a constant permutation; without dims, of the flattened tensor."""
+    axes = list(call.axes("self"))
+    shifts, dims = call["shifts"], call["dims"]
+    if not dims:
+        call.freeze(axes, "the flattened tensor is rolled")
+        return _moved(call.fresh(call.outputs[0], "rolled"))
+    for shift, dim in zip(shifts, dims, strict=True):
+        size = axes[dim % len(axes)].size
+        order = [(i - shift) % size for i in range(size)]
+        axes[dim % len(axes)] = call.algebra.gather(axes[dim % len(axes)], order)
+    return _moved(tuple(axes))
+
+
+def pad(call: Call) -> Effect:
+    """Constant padding: new indices, which are fixed, before and after; negative padding crops."""
+    axes = list(call.axes("self"))
+    padding: Sequence[int] = call.arguments.get("pad") or call["padding"]
+    for position in range(len(padding) // 2):
+        dim = len(axes) - 1 - position
+        before, after = padding[2 * position : 2 * position + 2]
+        axes[dim] = _padded(call, axes[dim], before, after)
+    zeros = not call.arguments.get("value")
+    return Effect((tuple(axes),), Kind.MOVE if zeros else Kind.POINTWISE)
+
+
+def _padded(call: Call, axis: Axis, before: int, after: int) -> Axis:
+    size = axis.size
+    if before == after == 0:
+        return axis
+    kept = call.algebra.gather(axis, range(max(-before, 0), size - max(-after, 0)))
+    new = [call.constant(max(n, 0), "padding") for n in (before, after)]
+    return call.algebra.concat([new[0], kept, new[1]])
+
+
+def window_pad(call: Call) -> Effect:
+    """Reflection and replication padding: the padded dimensions are positions."""
+    axes = call.axes("self")
+    count = len(call["padding"]) // 2
+    kept = len(axes) - count
+    call.freeze(axes[kept:], "padded by values at other positions")
+    return _moved((*axes[:kept], *call.fresh(call.outputs[0], "positions")[kept:]))
+
+
+def index_select(call: Call) -> Effect:
+    """``index_select(dim, index)``: a gather where the index is known, fixed otherwise."""
+    axes = list(call.axes("self"))
+    dim = call.dim("dim", len(axes))
+    axes[dim] = _selected(call, axes[dim], call["index"])
+    return _moved(tuple(axes))
+
+
+def _selected(call: Call, axis: Axis, index: object) -> Axis:
+    """The axis of a selection by an index tensor of one dimension.
+
+    A selection that is longer than the axis is a table lookup: its rows are not channels.
+    """
+    assert hasattr(index, "numel")
+    if not is_frozen(axis):
+        values = call.constant_of(index) if index.numel() <= axis.size else None  # type: ignore[arg-type]
+        if values is not None:
+            return call.algebra.gather(axis, [v % axis.size for v in index_values(values)])
+        call.freeze((axis,), "indexed by data")
+    return call.constant(index.numel(), "indexed by data")
+
+
+def index(call: Call) -> Effect:
+    """``x[None, i, j]`` with index tensors: their broadcast dimensions replace the indexed ones."""
+    axes, shape = call.axes("self"), call.outputs[0].shape
+    indices = list(call["indices"]) + [None] * (len(axes) - len(call["indices"]))
+    places = [d for d, i in enumerate(indices) if i is not None]
+    tensors = [indices[d] for d in places]
+    if any(t.dtype.is_floating_point or t.element_size() == 1 for t in tensors):
+        call.freeze(axes, "indexed by a mask")
+        return _moved(call.fresh(call.outputs[0], "indexed by a mask"))
+    rest = [axis for d, axis in enumerate(axes) if d not in places]
+    if len(places) == 1 and tensors[0].dim() == 1:
+        rest.insert(places[0], _selected(call, axes[places[0]], tensors[0]))
+        return _moved(tuple(rest))
+    call.freeze([axes[d] for d in places], "indexed by data")
+    rank = max(t.dim() for t in tensors)
+    adjacent = places == list(range(places[0], places[0] + len(places)))
+    first = places[0] if adjacent else 0
+    new = broadcast(call, [call.layout_of(t) for t in tensors], shape[first : first + rank])
+    call.freeze(new, "positions of an index")
+    return _moved((*rest[:first], *new, *rest[first:]))
+
+
+def gather(call: Call) -> Effect:
+    """``gather(dim, index)``: fixed along dim; the other dimensions follow the index tensor."""
+    axes, chosen = call.axes("self"), call.axes("index")
+    call.freeze((*axes, *chosen), "gathered by data")
+    return _moved(call.fresh(call.outputs[0], "gathered by data"))
+
+
+def embedding(call: Call) -> Effect:
+    """``embedding(weight, indices)``: rows are fixed, columns are an axis."""
+    rows_axis, columns = call.axes("weight")
+    call.freeze((rows_axis,), "rows are looked up by data")
+    return _moved((*call.axes("indices"), columns))
+
+
+def pixel_shuffle(call: Call) -> Effect:
+    """``pixel_shuffle(r)``: channels are ``C*r*r``; ``r*r`` becomes space."""
+    *batch, channels, height, width = call.axes("self")
+    r = call["upscale_factor"]
+    out, sub = call.algebra.factor(channels, [channels.size // (r * r), r * r])
+    call.freeze((sub, height, width), "becomes space")
+    return _moved((*batch, out, *call.fresh(call.outputs[0], "space")[-2:]))
+
+
+def pixel_unshuffle(call: Call) -> Effect:
+    """``pixel_unshuffle(r)``: space becomes the minor factor of the channels."""
+    *batch, channels, height, width = call.axes("self")
+    r = call["downscale_factor"]
+    call.freeze((height, width), "space becomes channels")
+    out = call.algebra.product([channels, call.constant(r * r, "space")])
+    return _moved((*batch, out, *call.fresh(call.outputs[0], "space")[-2:]))
+
+
+def channel_shuffle(call: Call) -> Effect:
+    """``channel_shuffle(groups)``: a constant permutation of dimension 1."""
+    axes, groups = list(call.axes("self")), call["groups"]
+    size = axes[1].size
+    order = [j * (size // groups) + i for i in range(size // groups) for j in range(groups)]
+    axes[1] = call.algebra.gather(axes[1], order)
+    return _moved(tuple(axes))
+
+
+VIEWS: dict[str, Rule] = {
+    **rows(view, "view _unsafe_view reshape _reshape_alias _reshape_copy"),
+    "permute": permute,
+    **rows(transpose, "transpose swapaxes"),
+    **rows(reverse_dims, "t numpy_T adjoint"),
+    "squeeze": squeeze,
+    "unsqueeze": unsqueeze,
+    "expand": expand,
+    "repeat": repeat,
+    "repeat_interleave": repeat_interleave,
+    "cat": cat,
+    "stack": stack,
+    "slice": slice_,
+    "select": select,
+    "unbind": unbind,
+    **rows(split, "split split_with_sizes chunk unsafe_split unsafe_split_with_sizes unsafe_chunk"),
+    "flip": flip,
+    "roll": roll,
+    **rows(pad, "constant_pad_nd"),
+    **rows(
+        window_pad,
+        """reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
+        replication_pad3d""",
+    ),
+    "index_select": index_select,
+    **rows(index, "index _unsafe_index"),
+    "gather": gather,
+    "embedding": embedding,
+    "pixel_shuffle": pixel_shuffle,
+    "pixel_unshuffle": pixel_unshuffle,
+    "channel_shuffle": channel_shuffle,
+}
