@@ -17,10 +17,11 @@ PACKAGE = "fxprune"
 # A module may import from its own layer and from lower ones. Packages are listed by their name.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"axes"}),
+    frozenset({"axes", "algebra"}),
     frozenset({"capture", "modules"}),
     frozenset({"rules"}),
-    frozenset({"analysis", "groups", "plans"}),
+    frozenset({"propagate", "maskable", "contexts", "roles", "groups", "grouping", "analysis"})
+    | {"plans", "selection", "slicing"},
     frozenset({"cost", "statistics"}),
     frozenset({"criteria", "allocation"}),
     frozenset({"rewriter", "equivalence"}),
@@ -31,7 +32,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # The dependencies that pyproject.toml declares, and the layers below which torch is not needed.
 DEPENDENCIES = frozenset({"torch", "numpy", "safetensors", "tabulate", "tqdm"})
-WITHOUT_TORCH = frozenset({"errors", "axes"})
+WITHOUT_TORCH = frozenset({"errors", "axes", "algebra"})
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
