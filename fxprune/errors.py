@@ -1,4 +1,4 @@
-"""The exception types. Every message says what happened, where, the sizes, and what to do next."""
+"""The exceptions of fxprune: each message says what happened, where, the sizes, and what to do."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ class FxpruneError(Exception):
 
 
 class TraceError(FxpruneError):
-    """The model could not be captured as a graph, or was called outside what was captured."""
+    """A model could not be captured, or a captured graph met inputs that it was not captured for."""
 
 
 class AnalysisError(FxpruneError):
-    """The coupling of a graph's dimensions could not be established or read."""
+    """A captured graph could not be analysed."""
 
 
 class PlanError(FxpruneError):
-    """A plan cannot be made or used: sparsity, scores, kept indices, or another graph."""
+    """A plan was asked for that cannot be: sparsity, scores, kept units or the graph do not fit."""
 
 
 class RewriteError(FxpruneError):
@@ -24,8 +24,8 @@ class RewriteError(FxpruneError):
 
 
 class VerifyError(FxpruneError):
-    """The pruned module could not be compared with the original."""
+    """A pruned graph could not be checked against the original."""
 
 
 class CheckpointError(FxpruneError):
-    """A stored plan, model or checkpoint is malformed, unknown or of another version."""
+    """A saved model could not be written, read, or matched to a model."""

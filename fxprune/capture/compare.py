@@ -1,0 +1,142 @@
+"""Comparing captures at several sizes: which literals are fixed, which follow an input size."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fxprune.capture.records import Attr, Capture, Expr, Rebuilt, Record, Ref
+from fxprune.capture.sizes import SizeFloat, SizeInt, plain, size_of
+
+#: a size of an input, as an expression -> its value in each capture
+Known = Mapping[Expr, tuple[int, ...]]
+
+
+class Mismatch(Exception):
+    """Captures at different sizes that are not the same graph; the message says where."""
+
+
+def merge_captures(captures: Sequence[Capture], known: Known) -> Capture:
+    """One capture with `Expr` for every size that varies. Raises Mismatch."""
+    base = captures[0]
+    if len({len(c.records) for c in captures}) > 1:
+        raise Mismatch(_first_difference(captures))
+    records = [_merge_record(rs, known) for rs in zip(*(c.records for c in captures), strict=True)]
+    output = merge(tuple(c.output for c in captures), known)
+    log = _merge_logs(captures, known)
+    return Capture(records, output, log, base.constants, base.created, base.reached, base.inner)
+
+
+def _first_difference(captures: Sequence[Capture]) -> str:
+    for group in zip(*(c.records for c in captures), strict=False):
+        if len({(r.op, r.name) for r in group}) > 1:
+            names = " and ".join(sorted({r.name for r in group}))
+            return f"the model takes different paths ({names} at {group[0].line})"
+    return "the model runs a different number of operations"
+
+
+def _merge_record(group: tuple[Record, ...], known: Known) -> Record:
+    base = group[0]
+    if any(r.op != base.op or r.target != base.target for r in group):
+        names = " and ".join(sorted({r.name for r in group}))
+        raise Mismatch(f"the model takes different paths ({names} at {base.line})")
+    try:
+        args = merge(tuple(r.args for r in group), known)
+        kwargs = merge(tuple(r.kwargs for r in group), known)
+    except Mismatch as error:
+        raise Mismatch(f"{base.name} at {base.line} {error}") from None
+    return Record(base.op, base.target, args, kwargs, base.source, base.line, base.shape)
+
+
+def merge(values: tuple[Any, ...], known: Known) -> Any:
+    """One value for the values that the captures have in the same place."""
+    base = values[0]
+    if isinstance(base, (bool, Ref, Attr, str)) or base is None:
+        if any(type(v) is not type(base) or v != base for v in values):
+            raise Mismatch(f"has argument {_several(values)}")
+        return base
+    if isinstance(base, (int, float)):
+        return _merge_numbers(values, known)
+    kind = type(base)
+    if any(type(v) is not kind for v in values):
+        raise Mismatch(f"has arguments of types {_several(type(v).__name__ for v in values)}")
+    if isinstance(base, (tuple, list)):
+        if len({len(v) for v in values}) > 1:
+            raise Mismatch(f"has arguments of lengths {_several(len(v) for v in values)}")
+        return kind(merge(items, known) for items in zip(*values, strict=True))
+    if isinstance(base, dict):
+        if any(list(v) != list(base) for v in values):
+            raise Mismatch("has different keys")
+        return kind((k, merge(tuple(v[k] for v in values), known)) for k in base)
+    if isinstance(base, slice):
+        parts = ((v.start, v.stop, v.step) for v in values)
+        return slice(*(merge(items, known) for items in zip(*parts, strict=True)))
+    if isinstance(base, Rebuilt):
+        if any(v.fn is not base.fn for v in values):
+            raise Mismatch(f"is a {_several(v.fn.__name__ for v in values)}")
+        args = merge(tuple(v.args for v in values), known)
+        return Rebuilt(base.fn, args, merge(tuple(v.kwargs for v in values), known))
+    return base
+
+
+def _several(values: Any) -> str:
+    return " and ".join(dict.fromkeys(str(v) for v in values))
+
+
+def _merge_numbers(values: tuple[Any, ...], known: Known) -> Any:
+    numbers = tuple(plain(v) for v in values)
+    if any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
+        raise Mismatch(f"has argument {_several(values)}")
+    if all(n == numbers[0] or n != n for n in numbers):
+        return numbers[0]
+    base = values[0]
+    if all(isinstance(v, (SizeInt, SizeFloat)) and v.fn is base.fn for v in values):
+        try:
+            return Expr(base.fn, merge(tuple(v.args for v in values), known))
+        except Mismatch:
+            pass  # computed differently, yet it may be the same function of one size
+    fitted = _fit(numbers, known)
+    if fitted is None:
+        raise Mismatch(f"has {_several(numbers)} where a size is expected to follow the inputs")
+    return fitted
+
+
+def _fit(numbers: tuple[Any, ...], known: Known) -> Expr | None:
+    """`k * size + c` through all the numbers, k and c integers, for a size of an input."""
+    if not all(isinstance(n, int) for n in numbers) or len(numbers) < 3:
+        return None
+    for size, sizes in known.items():
+        if sizes[1] == sizes[0]:
+            continue
+        k, rest = divmod(numbers[1] - numbers[0], sizes[1] - sizes[0])
+        if rest or k == 0:
+            continue
+        c = numbers[0] - k * sizes[0]
+        if all(n == k * s + c for n, s in zip(numbers, sizes, strict=True)):
+            scaled = size if k == 1 else Expr(operator.mul, (size, k))
+            return scaled if c == 0 else Expr(operator.add, (scaled, c))
+    return None
+
+
+def _merge_logs(captures: Sequence[Capture], known: Known) -> Any:
+    """The comparisons of varying sizes that came out the same way in every capture."""
+    if len({len(c.log) for c in captures}) > 1:
+        return []
+    merged: dict[Any, bool] = {}
+    for group in zip(*(c.log for c in captures), strict=True):
+        fn, _, outcome = group[0]
+        if any(entry[0] is not fn or entry[2] != outcome for entry in group):
+            continue
+        try:
+            args = merge(tuple(entry[1] for entry in group), known)
+        except Mismatch:
+            continue
+        if any(isinstance(a, Expr) for a in args) and args[0] != args[1]:
+            merged[fn, args] = outcome
+    return [(fn, args, outcome) for (fn, args), outcome in merged.items()]
+
+
+def input_size(place: int, path: tuple[Any, ...], dim: int) -> Expr:
+    """The expression for a size of an input."""
+    return Expr(size_of, (Ref(place, path), dim))

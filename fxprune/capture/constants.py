@@ -1,0 +1,122 @@
+"""Values of constant expressions, computed on real tensors while the model runs on meta."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.capture.records import Attr, Ref
+from fxprune.capture.sizes import plain
+from fxprune.errors import TraceError
+
+if TYPE_CHECKING:
+    from fxprune.capture.recorder import Recorder
+
+
+class NotConstant(Exception):
+    """An expression depends on an input, a parameter, a module or a random number."""
+
+
+class Replay:
+    """Runs the records that depend on nothing but constants, lazily and in order."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.constant: dict[int, bool] = {}
+        self.tainted: set[int] = set()
+        self.kept: list[Any] = []
+        self.results: dict[int, Any] = {}
+        self.copies: dict[str, Tensor] = {}
+        self.done = 0
+
+    def note(
+        self,
+        index: int,
+        args: Any,
+        kwargs: Any,
+        written: Tensor | None,
+        opaque: bool = False,
+    ) -> None:
+        """Remember whether record `index` is constant, and what it wrote into."""
+        constant = not opaque and self._is_constant((args, kwargs))
+        self.constant[index] = constant
+        if isinstance(written, Tensor) and not constant:
+            storage = written.untyped_storage()
+            self.kept.append(storage)
+            self.tainted.add(storage._cdata)
+
+    def _is_constant(self, value: Any) -> bool:
+        if isinstance(value, Ref):
+            return self.constant.get(value.index, False)
+        if isinstance(value, Attr):
+            real = self.recorder.real.get(value.name)
+            return real is not None and not isinstance(real, nn.Parameter)
+        if isinstance(value, (tuple, list)):
+            return all(self._is_constant(item) for item in value)
+        if isinstance(value, dict):
+            return all(self._is_constant(item) for item in value.values())
+        if isinstance(value, slice):
+            return self._is_constant((value.start, value.stop, value.step))
+        return True
+
+    def tensor(self, ref: Ref | Attr) -> Tensor:
+        """The tensor with data; NotConstant if there is none."""
+        if not self._is_constant(ref):
+            raise NotConstant
+        with self.recorder.paused():
+            for index in range(self.done, len(self.recorder.records)):
+                if self.constant.get(index):
+                    self.results[index] = self._run(index)
+            self.done = len(self.recorder.records)
+            result: Tensor = self._real(ref)
+            return result
+
+    def is_tainted(self, tensor: Tensor) -> bool:
+        """Whether something that is not constant was written into the storage of a meta tensor."""
+        return tensor.untyped_storage()._cdata in self.tainted
+
+    def _run(self, index: int) -> Any:
+        record = self.recorder.records[index]
+        args, kwargs = self._real(record.args), self._real(record.kwargs)
+        if record.op == "call_method":
+            return getattr(args[0], record.target)(*args[1:], **kwargs)
+        return record.target(*args, **kwargs)
+
+    def _real(self, value: Any) -> Any:
+        if isinstance(value, Ref):
+            result = self.results[value.index]
+            for key in value.path:
+                result = operator.getitem(result, key)
+            return result
+        if isinstance(value, Attr):
+            if value.name not in self.copies:
+                self.copies[value.name] = self.recorder.real[value.name].clone()
+            return self.copies[value.name]
+        if isinstance(value, (tuple, list)):
+            items = [self._real(item) for item in value]
+            return items if isinstance(value, list) else tuple(items)
+        if isinstance(value, dict):
+            return {key: self._real(item) for key, item in value.items()}
+        if isinstance(value, slice):
+            return slice(*(self._real(v) for v in (value.start, value.stop, value.step)))
+        return plain(value)
+
+
+def read(recorder: Recorder, tensor: Tensor, what: str, line: str) -> Tensor:
+    """The data of a constant tensor; a TraceError that names the line if it is not constant."""
+    ref = recorder.convert_tensor(tensor)[0]
+    try:
+        if isinstance(ref, Ref) and recorder.replay.is_tainted(tensor):
+            raise NotConstant
+        return recorder.replay.tensor(ref)
+    except NotConstant:
+        shape = tuple(torch._C._TensorBase.size(tensor))  # type: ignore[attr-defined]
+        raise TraceError(
+            f"{line}: the model reads values of a tensor of shape {shape} ({what}) that depend on "
+            "its inputs or weights, so the operations it runs are not fixed. Replace the Python "
+            "value by tensor operations (torch.where, masks), or compute it outside the model and "
+            "pass it as an argument."
+        ) from None

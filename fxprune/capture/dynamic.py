@@ -1,0 +1,197 @@
+"""Finding the input dimensions at which the captured graph holds for any size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fxprune.capture.compare import Mismatch, input_size, merge_captures
+from fxprune.capture.inputs import Inputs, Leaf, Sizes, Symbol, is_channel, symbols
+from fxprune.capture.records import Capture, Expr
+from fxprune.errors import TraceError
+
+Run = Callable[[Sizes], Capture]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One dimension of one input."""
+
+    leaf: Leaf
+    dim: int
+
+    @property
+    def expr(self) -> Expr:
+        """The expression for this size."""
+        return input_size(self.leaf.place, self.leaf.path, self.dim)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The merged capture and what was decided about each input dimension."""
+
+    capture: Capture
+    dynamic: Mapping[str, tuple[int, ...]]
+    specialised: Mapping[str, Mapping[int, tuple[int, str]]]
+    shared: tuple[tuple[Place, tuple[Place, ...]], ...] = ()
+
+
+@dataclass
+class _Search:
+    run: Run
+    base: Capture
+    leaves: Mapping[str, Leaf]
+    reasons: dict[Symbol, str] = field(default_factory=dict)
+
+    def attempt(self, chosen: Sequence[Symbol]) -> Capture | str:
+        """The merged capture if these symbols can vary together, otherwise why not."""
+        if not chosen:
+            return merge_captures((self.base,), {})
+        captures = [self.base]
+        for trial in (0, 1):
+            sizes = {place: s.trials[trial] for s in chosen for place in s.places}
+            try:
+                captures.append(self.run(sizes))
+            except Exception as error:
+                first = str(error).strip().split("\n")[0]
+                return f"the model fails at another size: {type(error).__name__}: {first}"
+        known = {
+            input_size(self.leaves[label].place, self.leaves[label].path, dim): (s.size, *s.trials)
+            for s in chosen
+            for label, dim in s.places[:1]
+        }
+        try:
+            return merge_captures(captures, known)
+        except Mismatch as error:
+            return str(error)
+
+    def best(self, candidates: Sequence[Symbol]) -> tuple[Capture, list[Symbol]]:
+        """The capture in which as many symbols vary as can be proven."""
+        whole = self.attempt(candidates)
+        if isinstance(whole, Capture):
+            return whole, list(candidates)
+        if len(candidates) == 1:
+            self.reasons[candidates[0]] = whole
+            return self._none()
+        alone: list[Symbol] = []
+        last: tuple[Capture, list[Symbol]] | None = None
+        for symbol in candidates:
+            result = self.attempt([symbol])
+            if isinstance(result, Capture):
+                alone.append(symbol)
+                last = result, [symbol]
+            else:
+                self.reasons[symbol] = result
+        if last is None:
+            return self._none()
+        if len(alone) == 1:
+            return last
+        return self._together(alone)
+
+    def _together(self, alone: list[Symbol]) -> tuple[Capture, list[Symbol]]:
+        result = self.attempt(alone)
+        if isinstance(result, Capture):
+            return result, alone
+        kept: list[Symbol] = []
+        best: Capture | None = None
+        for symbol in alone:
+            result = self.attempt([*kept, symbol])
+            if isinstance(result, Capture):
+                kept.append(symbol)
+                best = result
+            else:
+                self.reasons[symbol] = result
+        return (best, kept) if best is not None else self._none()
+
+    def _none(self) -> tuple[Capture, list[Symbol]]:
+        result = self.attempt([])
+        assert isinstance(result, Capture)
+        return result, []
+
+
+def _wanted(inputs: Inputs, dynamic: Mapping[str, Any] | None) -> dict[tuple[str, int], bool]:
+    """(input, dim) -> whether it must be dynamic, where the caller says so."""
+    labels = {leaf.label: leaf for leaf in inputs.leaves}
+    wanted: dict[tuple[str, int], bool] = {}
+    if dynamic is None:
+        return wanted
+    for label, entry in dynamic.items():
+        if label not in labels:
+            raise TraceError(
+                f"dynamic= names {label!r}, but the tensor inputs are {', '.join(labels)}. "
+                "Use one of these names."
+            )
+        rank = labels[label].tensor.dim()
+        pairs = dict(entry) if isinstance(entry, Mapping) else dict.fromkeys(entry, True)
+        for dim, flag in pairs.items():
+            if not -rank <= dim < rank:
+                raise TraceError(
+                    f"dynamic= names dimension {dim} of {label!r}, which has {rank} dimensions "
+                    f"(shape {tuple(labels[label].tensor.shape)})."
+                )
+            wanted[label, dim % rank] = bool(flag)
+    if any(wanted.values()):
+        # Demands are complete: what an input's set does not name stays as it is.
+        for label, entry in dynamic.items():
+            if not isinstance(entry, Mapping):
+                for dim in range(labels[label].tensor.dim()):
+                    wanted.setdefault((label, dim), False)
+    return wanted
+
+
+def search(
+    inputs: Inputs, base: Capture, run: Run, dynamic: Mapping[str, Any] | None
+) -> Found:
+    """Decide which input dimensions are dynamic. Raises TraceError for a demand not met."""
+    leaves = {leaf.label: leaf for leaf in inputs.leaves}
+    wanted = _wanted(inputs, dynamic)
+    searcher = _Search(run, base, leaves)
+    candidates: list[Symbol] = []
+    everything = symbols(inputs.leaves)
+    for symbol in everything:
+        flags = [wanted.get(place) for place in symbol.places]
+        label, dim = symbol.places[0]
+        if True in flags:
+            candidates.append(symbol)
+        elif False in flags:
+            searcher.reasons[symbol] = "the caller asked for a fixed size"
+        elif is_channel(leaves[label], dim):
+            searcher.reasons[symbol] = "taken for the channels of an image"
+        elif symbol.size == 1 and dim > 0:
+            searcher.reasons[symbol] = "a size of 1 may stand for broadcasting"
+        else:
+            candidates.append(symbol)
+    capture, chosen = searcher.best(candidates)
+    for symbol in candidates:
+        if symbol not in chosen and any(wanted.get(p) for p in symbol.places):
+            raise TraceError(
+                f"dynamic= demands {symbol.describe()} (traced size {symbol.size}), but it cannot "
+                f"vary: {searcher.reasons[symbol]}. Leave it out of dynamic=, or change the model "
+                "at that line so that it computes the size from its input."
+            )
+    return _found(inputs, capture, chosen, everything, searcher.reasons)
+
+
+def _found(
+    inputs: Inputs,
+    capture: Capture,
+    chosen: Sequence[Symbol],
+    everything: Sequence[Symbol],
+    reasons: Mapping[Symbol, str],
+) -> Found:
+    leaves = {leaf.label: leaf for leaf in inputs.leaves}
+    varying: dict[str, list[int]] = {leaf.label: [] for leaf in inputs.leaves}
+    fixed: dict[str, dict[int, tuple[int, str]]] = {}
+    shared: list[tuple[Place, tuple[Place, ...]]] = []
+    for symbol in everything:
+        for label, dim in symbol.places:
+            if symbol in chosen:
+                varying[label].append(dim)
+            else:
+                fixed.setdefault(label, {})[dim] = (symbol.size, reasons[symbol])
+        if symbol in chosen and len(symbol.places) > 1:
+            first, *others = (Place(leaves[label], dim) for label, dim in symbol.places)
+            shared.append((first, tuple(others)))
+    dynamic = {label: tuple(sorted(found)) for label, found in varying.items()}
+    return Found(capture, dynamic, fixed, tuple(shared))

@@ -1,0 +1,253 @@
+"""From a capture to a torch.fx.GraphModule that holds the model's own parameters."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.capture import leaves
+from fxprune.capture.metacopy import Template
+from fxprune.capture.records import Attr, Capture, Expr, Rebuilt, Record, Ref, Spec
+from fxprune.capture.sizes import numel_of, plain, size_of
+from fxprune.capture.targets import LITERALS, mutates
+
+
+class Emitter:
+    """Builds the graph of one (merged) capture."""
+
+    def __init__(self, capture: Capture, template: Template, places: int) -> None:
+        self.capture = capture
+        self.template = template
+        self.places = places
+        self.graph = fx.Graph()
+        self.nodes: list[Any] = []
+        self.parts: dict[Ref, Any] = {}
+        self.sizes: dict[Any, fx.Node] = {}
+        self.attributes: dict[str, fx.Node] = {}
+        self.root: dict[str, Any] = {}
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self.device: fx.Node | None = None
+
+    # Values ------------------------------------------------------------------------------------
+
+    def value(self, value: Any) -> Any:
+        """The fx argument for an argument of a record."""
+        if isinstance(value, Ref):
+            return self.reference(value)
+        if isinstance(value, Attr):
+            return self.attribute(value.name)
+        if isinstance(value, Expr):
+            return self.size(value)
+        if isinstance(value, torch.device):
+            return self.device_value(value)
+        if isinstance(value, (tuple, list)):
+            return type(value)(self.value(item) for item in value)
+        if isinstance(value, dict):
+            return {key: self.value(item) for key, item in value.items()}
+        if isinstance(value, slice):
+            return slice(self.value(value.start), self.value(value.stop), self.value(value.step))
+        return plain(value)
+
+    def reference(self, ref: Ref) -> Any:
+        """The node of a record's result or of a part of it, taken out right behind the record."""
+        node = self.nodes[ref.index]
+        if not ref.path:
+            return node
+        part = self.parts.get(ref)
+        if part is None:
+            whole = self.reference(Ref(ref.index, ref.path[:-1]))
+            with self.graph.inserting_after(whole):
+                part = self.graph.call_function(operator.getitem, (whole, ref.path[-1]))
+            part.meta.update({k: v for k, v in whole.meta.items() if k != "val"})
+            self.parts[ref] = part
+        return part
+
+    def attribute(self, name: str) -> fx.Node:
+        """The get_attr node of a parameter, buffer or constant: one per graph."""
+        if name not in self.attributes:
+            self.attributes[name] = self.graph.get_attr(name)
+            tensor = self.capture.constants.get(name)
+            tensor = self.template.tensors[name] if tensor is None else tensor
+            self.root[name] = tensor
+            self.shapes[self.attributes[name]] = tuple(tensor.shape)
+        return self.attributes[name]
+
+    def size(self, expr: Expr) -> fx.Node:
+        """The node that computes a size; equal expressions share a node."""
+        node = self.sizes.get(expr)
+        if node is None:
+            if expr.fn is size_of:
+                tensor = self.reference(expr.args[0])
+                node = self.graph.call_method("size", (tensor, expr.args[1]))
+            elif expr.fn is numel_of:
+                node = self.graph.call_method("numel", (self.reference(expr.args[0]),))
+            else:
+                args = tuple(self.value(a) for a in expr.args)
+                node = self.graph.call_function(expr.fn, args)
+            self.sizes[expr] = node
+        return node
+
+    def device_value(self, device: torch.device) -> Any:
+        """The device of the inputs where a literal means that, so that graphs can be moved."""
+        return device if self.device is None or device != self.template.device else self.device
+
+    # Records -----------------------------------------------------------------------------------
+
+    def emit(self) -> None:
+        """Emit every record behind the placeholders, which the caller made."""
+        written = _written(self.capture.records)
+        for index in range(self.places, len(self.capture.records)):
+            record = self.capture.records[index]
+            if record.target in LITERALS and index not in written and _is_literal(record):
+                node = self.literal(record)
+            else:
+                node = self.graph.create_node(
+                    record.op, record.target, self.value(record.args), self.value(record.kwargs)
+                )
+                if record.op == "call_module":
+                    self.module(record.target)
+                node.meta["source"] = (
+                    record.target if record.op == "call_module" else record.source
+                )
+                node.meta["line"] = record.line
+            if record.shape is not None:
+                self.shapes[node] = record.shape
+            self.nodes.append(node)
+
+    def literal(self, record: Record) -> fx.Node:
+        """A tensor made from Python numbers becomes a buffer."""
+        kwargs = {k: plain(v) for k, v in record.kwargs.items()}
+        kwargs.setdefault("device", self.template.device)
+        tensor = record.target(*record.args, **kwargs)
+        taken = {*self.capture.constants, *self.root}
+        number = next(i for i in range(len(taken) + 1) if f"_constant{i}" not in taken)
+        name = f"_constant{number}"
+        self.root[name] = tensor
+        node = self.graph.get_attr(name)
+        self.shapes[node] = tuple(tensor.shape)
+        return node
+
+    def module(self, path: str) -> None:
+        """Take a leaf module into the result, sharing its parameters and buffers."""
+        if path in self.root:
+            return
+        created = self.capture.created.get(path)
+        self.root[path] = (
+            leaves.emitted(self.template.model.get_submodule(path)) if created is None else created
+        )
+
+    def set_output(self) -> None:
+        """Emit the output node, rebuilding what is not a plain tuple, list or dict."""
+        self.graph.output(self.output(self.capture.output))
+
+    def output(self, value: Any) -> Any:
+        """The fx value of (a part of) the output."""
+        if isinstance(value, Rebuilt):
+            return self.graph.call_function(
+                value.fn, self.output(value.args), self.output(value.kwargs)
+            )
+        if isinstance(value, Spec):
+            name = f"_structure{sum(key.startswith('_structure') for key in self.root)}"
+            self.root[name] = value.spec
+            return self.graph.get_attr(name)
+        if isinstance(value, (tuple, list)):
+            return type(value)(self.output(item) for item in value)
+        if isinstance(value, dict):
+            return {key: self.output(item) for key, item in value.items()}
+        return self.value(value)
+
+
+def _written(records: Sequence[Record]) -> set[int]:
+    """The records whose results are written into, directly."""
+    found: set[int] = set()
+    for record in records:
+        if record.args and mutates(record.op, record.target, record.kwargs):
+            first = record.args[0]
+            if isinstance(first, Ref):
+                found.add(first.index)
+    return found
+
+
+def _is_literal(record: Record) -> bool:
+    def fixed(value: Any) -> bool:
+        if isinstance(value, (Ref, Attr, Expr)):
+            return False
+        if isinstance(value, (tuple, list)):
+            return all(fixed(item) for item in value)
+        if isinstance(value, dict):
+            return all(fixed(item) for item in value.values())
+        return True
+
+    return fixed(record.args) and fixed(record.kwargs)
+
+
+def build(emitter: Emitter, model: nn.Module) -> fx.GraphModule:
+    """The GraphModule: registered buffers, training flags as in the model, dead code removed."""
+    graph = emitter.graph
+    remove_dead(graph)
+    used = {n.target for n in graph.nodes if n.op in ("get_attr", "call_module")}
+    root = {name: value for name, value in emitter.root.items() if name in used}
+    gm = fx.GraphModule(_root(root, emitter.template), graph, type(model).__name__)
+    gm.train(model.training)
+    for path, module in gm.named_modules():
+        original = _submodule(model, path)
+        if original is not None:
+            module.training = original.training
+    return gm
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _root(values: Mapping[str, Any], template: Template) -> nn.Module:
+    root = nn.Module()
+    ordered = sorted(values.items(), key=lambda item: not isinstance(item[1], nn.Module))
+    buffers = dict(template.model.named_buffers(remove_duplicate=False))
+    for name, value in ordered:
+        *path, last = name.split(".")
+        parent = root
+        for part in path:
+            if part not in parent._modules:
+                parent.add_module(part, nn.Module())
+            child = parent._modules[part]
+            assert child is not None
+            parent = child
+        if isinstance(value, nn.Module):
+            parent.add_module(last, value)
+        elif isinstance(value, nn.Parameter):
+            parent._parameters[last] = value
+        elif isinstance(value, Tensor):
+            if last not in parent._buffers:
+                persistent = name in buffers and not _non_persistent(template.model, name)
+                parent.register_buffer(last, value, persistent=persistent)
+        else:
+            setattr(parent, last, value)
+    return root
+
+
+def _non_persistent(model: nn.Module, name: str) -> bool:
+    path, _, last = name.rpartition(".")
+    return last in model.get_submodule(path)._non_persistent_buffers_set
+
+
+def remove_dead(graph: fx.Graph) -> None:
+    """Remove nodes without effect; operations that write into a tensor have one."""
+
+    def impure(node: fx.Node) -> bool:
+        return (
+            node.is_impure()
+            if node.op in ("placeholder", "output")
+            else node.op != "call_module"
+            and (node.is_impure() or mutates(node.op, node.target, dict(node.kwargs)))
+        )
+
+    graph.eliminate_dead_code(is_impure_node=impure)
+

@@ -1,0 +1,153 @@
+"""`trace`: any model into a torch.fx.GraphModule."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.capture import dynamic as dims
+from fxprune.capture import guards
+from fxprune.capture.emit import Emitter, build
+from fxprune.capture.inputs import Inputs, Sizes, bind
+from fxprune.capture.metacopy import Template, template
+from fxprune.capture.outputs import referenced
+from fxprune.capture.recorder import _SKIPPED, Recorder, recording
+from fxprune.capture.records import Capture, Record, Ref, TraceInfo
+from fxprune.errors import TraceError
+
+Dynamic = Mapping[str, Any]
+
+
+def run(source: Template, inputs: Inputs, sizes: Sizes, training: bool = False) -> Capture:
+    """Capture the model once at the given sizes. Raises TraceError, or what the model raises."""
+    model = source.copy().train(training)
+    modules: dict[int, str] = {}
+    for path, module in model.named_modules():
+        modules.setdefault(id(module), path)
+    recorder = Recorder(source.names, source.tensors, modules, source.device)
+    values = inputs.meta(sizes)
+    for name in inputs.names:
+        recorder.add("placeholder", name, (), {})
+    for leaf in inputs.leaves:
+        tensor = values[leaf.place]
+        for key in leaf.path:
+            tensor = tensor[key]
+        recorder.refs[id(tensor)] = Ref(leaf.place, leaf.path)
+    args, kwargs = inputs.call(values)
+    with recording(recorder):
+        result = model(*args, **kwargs)
+    capture = recorder.capture(referenced(recorder, result))
+    capture.inner = ()
+    return capture
+
+
+def trace(model: Any, example_inputs: Any, dynamic: Dynamic | None = None) -> fx.GraphModule:
+    """Capture a model as a torch.fx.GraphModule.
+
+    model: an nn.Module, a GraphModule, or an ExportedProgram; it is not modified. example_inputs:
+    a tensor, a tuple or list (positional) or a mapping (keyword) of tensors and other values.
+    dynamic: input name -> set of dimensions that must accept any size, or -> {dimension: whether
+    it must (True) or must not (False)}; without it every dimension that can vary does.
+
+    The result shares the model's parameters and buffers under their names and has its training
+    flags. `gm.meta["fxprune"]` is a TraceInfo. Raises TraceError.
+    """
+    if isinstance(model, torch.export.ExportedProgram):
+        model = model.module()
+    if not isinstance(model, nn.Module):
+        raise TraceError(
+            f"trace takes an nn.Module, a GraphModule or an ExportedProgram, not a "
+            f"{type(model).__name__}."
+        )
+    inputs = bind(model, example_inputs)
+    source = template(model)
+    base = _first(source, inputs)
+    found = dims.search(inputs, base, lambda sizes: run(source, inputs, sizes), dynamic)
+    emitter = Emitter(found.capture, source, len(inputs.names))
+    _emit_inputs(emitter, inputs, found)
+    emitter.emit()
+    _emit_conditions(emitter, found.capture)
+    emitter.set_output()
+    gm = build(emitter, model)
+    gm.meta["fxprune"] = TraceInfo(
+        dropped=_dropped(model, found.capture),
+        dynamic=found.dynamic,
+        specialised=found.specialised,
+    )
+    return gm
+
+
+def _first(source: Template, inputs: Inputs) -> Capture:
+    try:
+        return run(source, inputs, {})
+    except TraceError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(f"{leaf.label}: {tuple(leaf.tensor.shape)}" for leaf in inputs.leaves)
+        raise TraceError(
+            f"{_where(error)}: {type(source.model).__name__} fails on the example inputs "
+            f"({shapes}): {type(error).__name__}: {error}. Check that the model runs on these "
+            "inputs in eval mode; if it does, the operation at this line has no meta kernel or "
+            "needs values: replace it, or wrap it in a custom operator with a meta kernel."
+        ) from error
+
+
+def _where(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not any(part in f.filename for part in _SKIPPED)]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else "?"
+
+
+def _emit_inputs(emitter: Emitter, inputs: Inputs, found: dims.Found) -> None:
+    graph = emitter.graph
+    for name, value in zip(inputs.names, inputs.values(), strict=True):
+        node = graph.placeholder(name)
+        node.meta["val"] = inputs.meta({})[len(emitter.nodes)]
+        emitter.nodes.append(node)
+        if isinstance(value, Tensor):
+            emitter.shapes[node] = tuple(value.shape)
+    for leaf in inputs.leaves:
+        fixed = found.specialised.get(leaf.label, {})
+        pairs = tuple((dim, size) for dim, (size, _) in sorted(fixed.items()))
+        node = emitter.reference(Ref(leaf.place, leaf.path))
+        args = (node, leaf.label, leaf.tensor.dim(), pairs)
+        guarded = graph.call_function(guards.fixed_sizes, args)
+        emitter.shapes[guarded] = tuple(leaf.tensor.shape)
+        if leaf.path:
+            emitter.parts[Ref(leaf.place, leaf.path)] = guarded
+        else:
+            emitter.nodes[leaf.place] = guarded
+    for place, (name, value) in enumerate(zip(inputs.names, inputs.values(), strict=True)):
+        if isinstance(value, (int, float, str, bool, type(None))):
+            graph.call_function(guards.fixed_value, (emitter.nodes[place], value, name))
+    for first, others in found.shared:
+        reference = f"dimension {first.dim} of {first.leaf.label!r}"
+        for other in others:
+            args = (emitter.size(other.expr), emitter.size(first.expr))
+            name = f"dimension {other.dim} of {other.leaf.label!r}"
+            graph.call_function(guards.same_size, (*args, name, reference))
+
+
+def _emit_conditions(emitter: Emitter, capture: Capture) -> None:
+    for fn, args, outcome in capture.log:
+        values = tuple(emitter.value(a) for a in args)
+        condition = emitter.graph.call_function(fn, values)
+        what = f"{fn.__name__}({', '.join(str(v) for v in values)}), which was {outcome},"
+        emitter.graph.call_function(guards.holds, (condition, outcome, what))
+
+
+def _dropped(model: nn.Module, capture: Capture) -> tuple[str, ...]:
+    named = dict(model.named_modules())
+    used = {r.target for r in capture.records if r.op == "call_module"} | set(capture.reached)
+    return tuple(
+        path
+        for path, module in named.items()
+        if path and path not in used and any(True for _ in module.parameters(recurse=False))
+    )
+
+
+__all__ = ["Record", "trace"]

@@ -1,0 +1,204 @@
+"""Example inputs: binding them to forward's parameters, and the dimensions that may vary."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import TraceError
+
+Sizes = Mapping[tuple[str, int], int]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A tensor among the inputs: `label` for people, `place` the placeholder, `path` inside it."""
+
+    label: str
+    place: int
+    path: tuple[Any, ...]
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Example inputs bound to the parameters of forward."""
+
+    bound: inspect.BoundArguments
+    names: tuple[str, ...]
+    keys: tuple[tuple[str, Any], ...]
+    leaves: tuple[Leaf, ...]
+
+    def values(self) -> list[Any]:
+        """The example value of each placeholder."""
+        return [_lookup(self.bound.arguments, key) for key in self.keys]
+
+    def call(self, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """(args, kwargs) that pass `values`, one per placeholder, to forward."""
+        arguments = dict(self.bound.arguments)
+        for (name, inner), value in zip(self.keys, values, strict=True):
+            if inner is None:
+                arguments[name] = value
+            elif isinstance(inner, int):
+                arguments[name] = (*arguments[name][:inner], value, *arguments[name][inner + 1 :])
+            else:
+                arguments[name] = {**arguments[name], inner: value}
+        rebound = inspect.BoundArguments(self.bound.signature, arguments)  # type: ignore[arg-type]
+        return rebound.args, rebound.kwargs
+
+    def meta(self, sizes: Sizes) -> list[Any]:
+        """The placeholders' values on meta, with other sizes where `sizes` gives them."""
+        return [
+            _map_tensors(value, name, (), lambda t, label, _: meta_input(t, label, sizes))
+            for name, value in zip(self.names, self.values(), strict=True)
+        ]
+
+
+def _lookup(arguments: Mapping[str, Any], key: tuple[str, Any]) -> Any:
+    name, inner = key
+    return arguments[name] if inner is None else arguments[name][inner]
+
+
+def meta_input(tensor: Tensor, label: str, sizes: Sizes) -> Tensor:
+    """A meta tensor like an example input, with other sizes along some dimensions."""
+    shape = [sizes.get((label, d), s) for d, s in enumerate(tensor.shape)]
+    if tuple(shape) == tuple(tensor.shape):
+        strides = tensor.stride()
+        return torch.empty_strided(shape, strides, dtype=tensor.dtype, device="meta")
+    last = tensor.dim() == 4 and not tensor.is_contiguous()
+    last = last and tensor.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=tensor.dtype, device="meta", memory_format=layout)
+
+
+def _map_tensors(
+    value: Any,
+    label: str,
+    path: tuple[Any, ...],
+    fn: Callable[[Tensor, str, tuple[Any, ...]], Any],
+) -> Any:
+    if isinstance(value, Tensor):
+        return fn(value, label, path)
+    if isinstance(value, (list, tuple)):
+        items = [_map_tensors(v, f"{label}[{i}]", (*path, i), fn) for i, v in enumerate(value)]
+        if hasattr(value, "_fields"):
+            return type(value)(*items)
+        return type(value)(items)
+    if isinstance(value, dict):
+        return {k: _map_tensors(v, f"{label}[{k!r}]", (*path, k), fn) for k, v in value.items()}
+    return value
+
+
+def tensors_in(value: Any, label: str) -> Iterator[tuple[str, tuple[Any, ...], Tensor]]:
+    """(label, path, tensor) for every tensor in a nested value."""
+    found: list[tuple[str, tuple[Any, ...], Tensor]] = []
+    _map_tensors(value, label, (), lambda t, name, path: found.append((name, path, t)))
+    yield from found
+
+
+def bind(model: nn.Module, example_inputs: Any) -> Inputs:
+    """Bind a tensor, a tuple or list (positional) or a mapping (keywords) to model.forward."""
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(example_inputs, Mapping):
+        kwargs = dict(example_inputs)
+    elif isinstance(example_inputs, (tuple, list)):
+        args = tuple(example_inputs)
+    else:
+        args = (example_inputs,)
+    signature = inspect.signature(model.forward)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TraceError(
+            f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}. "
+            "Pass a tensor, a tuple of positional arguments, or a dict of keyword arguments."
+        ) from None
+    names: list[str] = []
+    keys: list[tuple[str, Any]] = []
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            names += [f"{name}_{i}" for i in range(len(value))]
+            keys += [(name, i) for i in range(len(value))]
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            names += list(value)
+            keys += [(name, key) for key in value]
+        else:
+            names.append(name)
+            keys.append((name, None))
+    leaves: list[Leaf] = []
+    for place, (name, key) in enumerate(zip(names, keys, strict=True)):
+        value = _lookup(bound.arguments, key)
+        found = list(tensors_in(value, name))
+        known = sum(isinstance(t, Tensor) for t in pytree.tree_leaves(value))
+        if known > len(found):
+            raise TraceError(
+                f"input {name!r} is a {type(value).__name__} that holds tensors; inputs may be "
+                "tensors, numbers, strings, None, and tuples, lists and dicts of them. Unpack it."
+            )
+        leaves += [Leaf(label, place, path, tensor) for label, path, tensor in found]
+    if not leaves:
+        raise TraceError(
+            f"the example inputs of {type(model).__name__} hold no tensor; a capture needs at "
+            "least one. Pass the inputs that forward is called with."
+        )
+    return Inputs(bound, tuple(names), tuple(keys), tuple(leaves))
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """Input dimensions that vary together: (label, dim) pairs, their example size, trial sizes."""
+
+    places: tuple[tuple[str, int], ...]
+    size: int
+    trials: tuple[int, int]
+    demanded: bool = False
+
+    def describe(self) -> str:
+        """For messages: the dimension(s) by name."""
+        return ", ".join(f"dimension {dim} of {label!r}" for label, dim in self.places)
+
+
+# Increments of the two trial sizes, pairwise not proportional, so that a literal that follows a
+# size follows only one. The first is for the batch.
+_STEPS = ((1, 3), (1, 2), (2, 3), (5, 11), (3, 7), (4, 9), (3, 8), (5, 7), (7, 11), (5, 13))
+
+
+def _trials(size: int, order: int) -> tuple[int, int]:
+    first, second = _STEPS[order % len(_STEPS)]
+    scale = 1 + order // len(_STEPS)
+    # Sizes of images stay multiples of the strides that divide them.
+    unit = next((u for u in (32, 16, 8) if size >= u and size % u == 0), 1) if order else 1
+    if unit == 1 and order:
+        first, second = first + 4, second + 9
+    return size + first * unit * scale, size + second * unit * scale
+
+
+def symbols(leaves: Sequence[Leaf]) -> list[Symbol]:
+    """The candidate symbols: the batch first, then the other dimensions of the inputs.
+
+    Dimensions with the same index and size in several inputs share a symbol. Channel dimensions of
+    images (dimension 1 of floating tensors with 4 or more) and sizes of 1 other than the batch are
+    left out.
+    """
+    places: dict[tuple[int, int], list[tuple[str, int]]] = {}
+    for leaf in leaves:
+        for dim, size in enumerate(leaf.tensor.shape):
+            places.setdefault((dim, size), []).append((leaf.label, dim))
+    ordered = sorted(places.items(), key=lambda item: (item[0][0], item[0][1]))
+    result: list[Symbol] = []
+    for order, ((_, size), where) in enumerate(ordered):
+        result.append(Symbol(tuple(where), size, _trials(size, order)))
+    return result
+
+
+def is_channel(leaf: Leaf, dim: int) -> bool:
+    """Whether a dimension is by convention one of channels, not worth a trial."""
+    return dim == 1 and leaf.tensor.dim() >= 4 and leaf.tensor.is_floating_point()

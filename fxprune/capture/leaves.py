@@ -1,0 +1,116 @@
+"""Which modules stay modules in the graph, and what they are emitted as."""
+
+from __future__ import annotations
+
+import functools
+import types
+from typing import Any
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from fxprune import modules as own
+from fxprune.capture.lowerings import LOWERINGS
+
+_CONTAINERS = frozenset({"container", "transformer", "module", "lazy"})
+# What a subclass may define without changing what its inherited forward computes.
+_HARMLESS = frozenset(
+    "__init__ __module__ __doc__ __annotations__ __annotate__ __annotate_func__ __qualname__ "
+    "__repr__ __setstate__ __getstate__ __static_attributes__ __firstlineno__ __orig_bases__ "
+    "__dict__ __weakref__ __slots__ __constants__ __parameters__ __annotations_cache__ "
+    "__deepcopy__ __abstractmethods__ _abc_impl extra_repr reset_parameters "
+    "_check_input_dim _load_from_state_dict _save_to_state_dict _version _get_name train "
+    "from_pretrained init_weights".split()
+)
+
+
+def _is_torch(cls: type) -> bool:
+    parts = cls.__module__.split(".")
+    return parts[:3] == ["torch", "nn", "modules"] and parts[-1] not in _CONTAINERS
+
+
+@functools.lru_cache(maxsize=None)
+def _class_base(cls: type) -> type | None:
+    if cls.__module__ == own.__name__:
+        return cls
+    for depth, base in enumerate(cls.__mro__):
+        if base in LOWERINGS or base is nn.Module:
+            return None
+        if _is_torch(base):
+            break
+    else:
+        return None
+    for inherited in cls.__mro__[:depth]:
+        for name, value in vars(inherited).items():
+            if name in _HARMLESS:
+                continue
+            if hasattr(base, name) or isinstance(value, property) or name == "__getattr__":
+                return None
+    return base if base.forward is not nn.Module.forward else None
+
+
+def leaf_base(module: nn.Module) -> type | None:
+    """The class as which `module` is a leaf of the graph; None: its forward is traced through."""
+    base = _class_base(type(module))
+    if base is None or base.__module__ == own.__name__:
+        return base
+    if parametrize.is_parametrized(module):
+        return None
+    # A weight that hooks recompute (weight_norm) is a plain attribute: its ops must be recorded.
+    if any(name in module.__dict__ for name in ("weight", "bias", "weight_ih_l0", "weight_hh_l0")):
+        return None
+    return base
+
+
+@functools.lru_cache(maxsize=None)
+def reads_training(cls: type) -> bool:
+    """Whether a method of the class (below torch's own) mentions `training`."""
+    for base in cls.__mro__:
+        if base is nn.Module or _is_torch(base):
+            return False
+        for value in vars(base).values():
+            function = getattr(value, "__wrapped__", value)
+            if isinstance(function, types.FunctionType) and _mentions(function.__code__):
+                return True
+    return False
+
+
+def _mentions(code: types.CodeType) -> bool:
+    return "training" in code.co_names or any(
+        _mentions(const) for const in code.co_consts if isinstance(const, types.CodeType)
+    )
+
+
+def may_drop_path(module: nn.Module) -> bool:
+    """Whether the module is free of parameters and children and depends on the mode."""
+    empty = not (module._parameters or module._buffers or module._modules)
+    return empty and reads_training(type(module)) and leaf_base(module) is None
+
+
+def drop_path_like(module: nn.Module) -> own.DropPath | None:
+    """Our DropPath with the settings of a stochastic-depth module; None if they are not found."""
+    p = getattr(module, "drop_prob", getattr(module, "p", None))
+    mode = getattr(module, "mode", "row")
+    name = type(module).__name__.lower()
+    named = any(word in name for word in ("droppath", "drop_path", "stochasticdepth"))
+    if not named or not isinstance(p, (int, float)) or mode not in ("row", "batch"):
+        return None
+    rescale = getattr(module, "scale_by_keep", True)
+    return own.DropPath(float(p), mode, bool(rescale))
+
+
+def emitted(module: nn.Module) -> nn.Module:
+    """A shallow copy without hooks, as the torch.nn class, that shares parameters and buffers."""
+    base = leaf_base(module) or type(module)
+    twin: nn.Module = base.__new__(base)
+    fresh = nn.Module().__dict__
+    state: dict[str, Any] = {}
+    for key, value in module.__dict__.items():
+        if key in ("_parameters", "_buffers", "_modules"):
+            state[key] = dict(value)
+        elif key in fresh and key != "training":
+            state[key] = set(value) if key == "_non_persistent_buffers_set" else fresh[key]
+        elif not callable(value) or isinstance(value, types.FunctionType):
+            state[key] = list(value) if isinstance(value, list) else value
+    twin.__dict__.update(state)
+    return twin

@@ -1,0 +1,115 @@
+"""Copies of a model on the meta device: the same Python objects, tensors without data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.errors import TraceError
+
+
+def meta_like(tensor: Tensor) -> Tensor:
+    """A meta tensor with the sizes, strides, dtype and class (Tensor or Parameter) of `tensor`."""
+    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        raise TraceError(
+            "the model has parameters without a shape yet (a lazy module). Run the model once on "
+            "an input before tracing it."
+        )
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        if tensor.layout is not torch.strided:
+            raise TraceError(
+                f"the model holds a tensor of layout {tensor.layout}; only strided tensors can be "
+                "captured. Convert it with .to_dense() before tracing."
+            )
+        twin = torch.empty_strided(
+            tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta"
+        )
+    if isinstance(tensor, nn.Parameter):
+        twin = nn.Parameter(twin, requires_grad=tensor.requires_grad)
+        twin.__dict__.update(tensor.__dict__)
+    return twin
+
+
+def _nested(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _nested(item, f"{name}_{index}")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _nested(item, f"{name}_{key}")
+
+
+_INTERNAL = frozenset(
+    {"_parameters", "_buffers", "_modules", "_flat_weights", "training"}
+    | {key for key in nn.Module().__dict__ if "hooks" in key}
+)
+
+
+def _identifier(name: str) -> str:
+    return "".join(c if c.isalnum() or c == "_" else "_" for c in name)
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor the model holds: parameters, buffers, plain attributes (also in lists, dicts).
+
+    The first name of a tensor comes first; parameters win over plain attributes.
+    """
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+    for prefix, module in model.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        for key, value in module.__dict__.items():
+            if key not in _INTERNAL:
+                for name, tensor in _nested(value, _identifier(key)):
+                    yield dot + _identifier(name), tensor
+
+
+@dataclass(frozen=True)
+class Template:
+    """A model ready to be copied: its tensors by name and their meta twins."""
+
+    model: nn.Module
+    tensors: dict[str, Tensor]
+    names: dict[int, str]
+    twins: dict[int, Tensor]
+    device: torch.device
+
+    def copy(self) -> nn.Module:
+        """A fresh copy of the model with the meta twins in place of its tensors."""
+        memo: dict[int, Any] = dict(self.twins)
+        try:
+            duplicate = copy.deepcopy(self.model, memo)
+        except TraceError:
+            raise
+        except Exception as error:
+            raise TraceError(
+                f"the model {type(self.model).__name__} cannot be copied for capture: "
+                f"{type(error).__name__}: {error}. Capture runs on a copy.deepcopy of the model; "
+                "remove the attribute that cannot be copied, or give its class a __deepcopy__."
+            ) from error
+        # Switching to train mode and back lets models drop what they cached in earlier runs.
+        duplicate.train()
+        return duplicate
+
+
+def template(model: nn.Module) -> Template:
+    """Prepare `model` for copying; `names` maps id(meta twin) to the tensor's qualified name."""
+    tensors: dict[str, Tensor] = {}
+    twins: dict[int, Tensor] = {}
+    names: dict[int, str] = {}
+    for name, tensor in named_tensors(model):
+        if id(tensor) in twins:
+            continue
+        twin = meta_like(tensor)
+        twins[id(tensor)] = twin
+        names[id(twin)] = name
+        tensors[name] = tensor
+    device = next((t.device for t in tensors.values()), torch.device("cpu"))
+    return Template(model, tensors, names, twins, device)

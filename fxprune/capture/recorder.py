@@ -1,0 +1,340 @@
+"""Running a model's own forward on meta tensors and recording what it does."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fxprune.capture import leaves, shapes, special
+from fxprune.capture.constants import Replay
+from fxprune.capture.lowerings import FUNCTIONS, LOWERINGS
+from fxprune.capture.records import Attr, Capture, Record, Ref
+from fxprune.capture.sizes import Log, SizeFloat, SizeInt, plain, size_of, sized
+from fxprune.capture.targets import CONSTRUCTORS, RANDOM, mutates, target_of
+from fxprune.errors import TraceError
+
+_SKIPPED = ("/torch/", "/fxprune/capture/", "<string>")
+
+
+def user_line() -> str:
+    """The `file:line` of the innermost frame that is the model's own code."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not any(part in name for part in _SKIPPED):
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "?"
+
+
+class Recorder(TorchFunctionMode):
+    """A mode that records torch-level calls on tensors that it knows.
+
+    names: id(meta tensor) -> qualified name of the parameter, buffer or plain attribute.
+    real: name -> the tensor with data, for constants. modules: id(module) -> path.
+    """
+
+    def __init__(
+        self,
+        names: dict[int, str],
+        real: dict[str, Tensor],
+        modules: dict[int, str],
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.names = names.copy()
+        self.real = real
+        self.modules = modules
+        self.device = device
+        self.records: list[Record] = []
+        self.refs: dict[int, Ref] = {}
+        self.keep: list[Any] = []
+        self.log: Log = []
+        self.constants: dict[str, Tensor] = {}
+        self.created: dict[str, nn.Module] = {}
+        self.reached: dict[str, type] = {}
+        self.stack: list[str] = [""]
+        self.replay = Replay(self)
+        self.busy = False
+
+    # Arguments ---------------------------------------------------------------------------------
+
+    def convert(self, value: Any) -> tuple[Any, Any]:
+        """(what the record holds, what the call on meta gets) for an argument."""
+        kind = type(value)
+        if kind in _ATOMS:
+            return value, value
+        if kind is SizeInt or kind is SizeFloat:
+            return value, plain(value)
+        if isinstance(value, Tensor):
+            return self.convert_tensor(value)
+        if kind is slice:
+            parts = [self.convert(p) for p in (value.start, value.stop, value.step)]
+            return slice(*(p[0] for p in parts)), slice(*(p[1] for p in parts))
+        if isinstance(value, (tuple, list)):
+            pairs = [self.convert(item) for item in value]
+            sequence: type = list if isinstance(value, list) else tuple
+            return sequence(p[0] for p in pairs), sequence(p[1] for p in pairs)
+        if isinstance(value, dict):
+            items = {key: self.convert(item) for key, item in value.items()}
+            return {k: p[0] for k, p in items.items()}, {k: p[1] for k, p in items.items()}
+        return value, value
+
+    def convert_tensor(self, value: Tensor) -> tuple[Any, Tensor]:
+        """The reference to a tensor, and its meta twin (itself, unless it is a real constant)."""
+        ref = self.refs.get(id(value))
+        if ref is not None:
+            return ref, value
+        name = self.names.get(id(value))
+        if name is not None:
+            return Attr(name), value
+        if not torch._C._TensorBase.is_meta.__get__(value):  # type: ignore[attr-defined]
+            return self.constant(value)
+        raise TraceError(
+            f"{user_line()}: a tensor of shape {tuple(value.size())} appears that no recorded "
+            "torch function made (a C++ extension, torch.jit.script or torch.vmap?). Replace that "
+            "call by torch functions, or put it in a torch.nn.Module that is traced as a leaf."
+        )
+
+    def constant(self, value: Tensor) -> tuple[Attr, Tensor]:
+        """Register a tensor with data as a constant of the graph."""
+        from fxprune.capture.metacopy import meta_like
+
+        twin = meta_like(value)
+        name = f"_constant{len(self.constants)}"
+        self.constants[name] = self.real[name] = value
+        self.names[id(twin)] = self.names[id(value)] = name
+        self.keep += [value, twin]
+        return Attr(name), twin
+
+    def value_of(self, tensor: Tensor) -> Tensor:
+        """The tensor with data behind a constant expression; a TraceError if it is none."""
+        return self.replay.tensor(self.convert_tensor(tensor)[0])
+
+    # Results -----------------------------------------------------------------------------------
+
+    def track(self, result: Any, index: int, given: set[int] | None, path: Any = ()) -> Any:
+        """Remember the tensors in a result; one that is an argument itself becomes an alias."""
+        if isinstance(result, Tensor):
+            if given is not None and id(result) in given:
+                result = result.detach()
+            self.refs[id(result)] = Ref(index, path)
+            self.keep.append(result)
+            return result
+        if isinstance(result, (tuple, list)):
+            items = [self.track(r, index, given, (*path, i)) for i, r in enumerate(result)]
+            if all(new is old for new, old in zip(items, result, strict=True)):
+                return result
+            if hasattr(result, "_fields"):
+                return type(result)(*items)
+            return type(result)(items)
+        if isinstance(result, dict):
+            return {k: self.track(v, index, given, (*path, k)) for k, v in result.items()}
+        return result
+
+    def add(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Append a record; its index."""
+        record = Record(op, target, args, kwargs, self.stack[-1], user_line())
+        self.records.append(record)
+        return len(self.records) - 1
+
+    def sizes(self, tensor: Tensor) -> Any:
+        """The shape of a tensor: sizes with expressions if it depends on the input."""
+        with torch._C.DisableTorchFunction():
+            shape = tensor.shape
+        ref = self.refs.get(id(tensor))
+        if ref is None:
+            return shape
+        log = self.log
+        return torch.Size([sized(s, size_of, (ref, d), log) for d, s in enumerate(shape)])
+
+    # Calls -------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.busy:
+            return func(*args, **kwargs)
+        handler = special.HANDLERS.get(func)
+        if handler is not None:
+            return handler(self, func, args, kwargs)
+        lowered = FUNCTIONS.get(func)
+        if lowered is not None:
+            with self:
+                return lowered(*args, **kwargs)
+        return self.call(func, args, kwargs)
+
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record a call of a torch function and run it on meta."""
+        pairs = [self.convert(a) for a in args]
+        run = [p[1] for p in pairs]
+        named = {k: self.convert(v) for k, v in kwargs.items()}
+        run_kwargs = {k: p[1] for k, p in named.items()}
+        if func in CONSTRUCTORS or run_kwargs.get("device") is not None:
+            run_kwargs["device"] = "meta"
+        rec_kwargs = {k: p[0] for k, p in named.items()}
+        result = self.execute(func, run, run_kwargs)
+        if result is None or not _has_tensor(result):
+            op, target, rec = target_of(func, tuple(p[0] for p in pairs), rec_kwargs)
+            if rec and mutates(op, target, rec_kwargs):
+                self.replay.note(self.add(op, target, rec, rec_kwargs), rec, rec_kwargs, run[0])
+            return result
+        op, target, rec = target_of(func, tuple(p[0] for p in pairs), rec_kwargs)
+        index = self.add(op, target, rec, rec_kwargs)
+        written = mutates(op, target, rec_kwargs)
+        self.replay.note(
+            index, rec, rec_kwargs, run[0] if written and run else None, func in RANDOM
+        )
+        given = None if written else {id(t) for t in run if isinstance(t, Tensor)}
+        return self.track(result, index, given)
+
+    def execute(self, func: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Run a torch function on meta tensors, by its shape rule where there is one."""
+        rule = shapes.FUNCTIONS.get(func)
+        with torch._C.DisableTorchFunction():
+            if rule is not None:
+                result = rule(*args, **kwargs)
+                if result is not None:
+                    return result
+            return func(*args, **kwargs)
+
+    # Modules -----------------------------------------------------------------------------------
+
+    def call_module(self, original: Callable[..., Any], module: nn.Module, args: Any, kw: Any) -> Any:
+        """What `module(*args, **kw)` does during capture."""
+        path = self.modules.get(id(module))
+        if path is not None:
+            self.reached.setdefault(path, type(module))
+        self.stack.append(self.stack[-1] if path is None else path)
+        try:
+            lowering = LOWERINGS.get(type(module))
+            if lowering is not None:
+                return self.hooked(original, module, lowering, args, kw)
+            if leaves.leaf_base(module) is not None:
+                return self.hooked(original, module, self.leaf, args, kw)
+            before = len(self.records)
+            result = original(module, *args, **kw)
+            if args and result is args[0] and before == len(self.records):
+                return self.identity(module, path, result)
+            return result
+        finally:
+            self.stack.pop()
+
+    def hooked(self, original: Any, module: nn.Module, body: Any, args: Any, kw: Any) -> Any:
+        """Run `body(module, ...)` in the place of forward, between the module's own hooks."""
+        if not (module._forward_hooks or module._forward_pre_hooks):
+            return body(module, *args, **kw)
+        module.__dict__["forward"] = lambda *a, **k: body(module, *a, **k)
+        try:
+            return original(module, *args, **kw)
+        finally:
+            del module.__dict__["forward"]
+
+    def module_path(self, module: nn.Module) -> str:
+        """The path of a module; one that forward created gets a name at the root."""
+        path = self.modules.get(id(module))
+        if path is None:
+            path = f"_created{len(self.created)}"
+            self.created[path] = module
+            self.modules[id(module)] = path
+            self.keep.append(module)
+        return path
+
+    def leaf(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Record a leaf module's call."""
+        pairs = [self.convert(a) for a in args]
+        named = {k: self.convert(v) for k, v in kwargs.items()}
+        run = [p[1] for p in pairs]
+        run_kwargs = {k: p[1] for k, p in named.items()}
+        rule = shapes.MODULES.get(leaves.leaf_base(module))
+        result = rule(module, *run, **run_kwargs) if rule is not None else None
+        if result is None:
+            with self.paused():
+                result = module.forward(*run, **run_kwargs)
+        if not _has_tensor(result):
+            return result
+        rec, rec_kwargs = tuple(p[0] for p in pairs), {k: p[0] for k, p in named.items()}
+        index = self.add("call_module", self.module_path(module), rec, rec_kwargs)
+        written = getattr(module, "inplace", False)
+        self.replay.note(index, rec, rec_kwargs, run[0] if written else None, True)
+        given = None if written else {id(t) for t in run if isinstance(t, Tensor)}
+        return self.track(result, index, given)
+
+    def identity(self, module: nn.Module, path: str | None, result: Any) -> Any:
+        """A module that returned its input: stochastic depth becomes our DropPath."""
+        if path is None or not isinstance(result, Tensor) or not leaves.may_drop_path(module):
+            return result
+        twin = leaves.drop_path_like(module)
+        if twin is None or twin.p == 0.0:
+            return result
+        index = self.add("call_module", path, (self.convert(result)[0],), {})
+        self.replay.note(index, (), {}, None, True)
+        self.created[path] = twin
+        return self.track(result, index, {id(result)})
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Run torch code unrecorded."""
+        busy, self.busy = self.busy, True
+        try:
+            with torch._C.DisableTorchFunction():
+                yield
+        finally:
+            self.busy = busy
+
+    def capture(self, output: Any) -> Capture:
+        """The finished capture; `output` is the forward's result with references in it."""
+        return Capture(
+            self.records, output, self.log, self.constants, self.created, self.reached
+        )
+
+
+_ATOMS = frozenset(
+    {int, float, bool, str, type(None), complex, torch.dtype, torch.device, torch.memory_format,
+     type(Ellipsis), torch.layout}
+)  # fmt: skip
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if isinstance(value, (tuple, list)):
+        return any(_has_tensor(item) for item in value)
+    return isinstance(value, dict) and any(_has_tensor(item) for item in value.values())
+
+
+_LOCK = threading.RLock()
+
+
+@contextlib.contextmanager
+def recording(recorder: Recorder) -> Iterator[None]:
+    """Send this thread's module calls and torch functions to `recorder`."""
+    original = nn.Module.__call__
+    thread = threading.get_ident()
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if recorder.busy or threading.get_ident() != thread:
+            return original(module, *args, **kwargs)
+        return recorder.call_module(original, module, args, kwargs)
+
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    with _LOCK, torch.no_grad():
+        compiling = torch.compiler._is_compiling_flag  # type: ignore[attr-defined]
+        try:
+            nn.Module.__call__ = call  # type: ignore[method-assign]
+            torch.backends.mha.set_fastpath_enabled(False)
+            torch.compiler._is_compiling_flag = True  # type: ignore[attr-defined]
+            with recorder:
+                yield
+        finally:
+            nn.Module.__call__ = original  # type: ignore[method-assign]
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+            torch.compiler._is_compiling_flag = compiling  # type: ignore[attr-defined]

@@ -1,0 +1,118 @@
+"""What a capture is made of, before it becomes a `torch.fx` graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fxprune.capture.sizes import Log
+
+
+class Ref:
+    """The result of record number `index`, or the part of it that `path` leads to."""
+
+    __slots__ = ("index", "path")
+
+    def __init__(self, index: int, path: tuple[Any, ...] = ()) -> None:
+        self.index = index
+        self.path = path
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ref) and (self.index, self.path) == (other.index, other.path)
+
+    def __hash__(self) -> int:
+        return hash((self.index, self.path))
+
+    def __repr__(self) -> str:
+        return f"%{self.index}" + "".join(f"[{key!r}]" for key in self.path)
+
+
+class Attr:
+    """A parameter, buffer or constant, by its qualified name."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Attr) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+@dataclass(slots=True)
+class Record:
+    """One operation: what an fx node will be, with `Ref`, `Attr` and sizes among its arguments."""
+
+    op: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    source: str
+    line: str
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """The short name of the target, for messages."""
+        return self.target if isinstance(self.target, str) else getattr(self.target, "__name__", "?")
+
+
+@dataclass(slots=True)
+class Capture:
+    """All that one run of the model's forward left behind."""
+
+    records: list[Record]
+    output: Any
+    log: Log
+    constants: Mapping[str, torch.Tensor]
+    created: Mapping[str, torch.nn.Module]
+    reached: Mapping[str, type]
+    inner: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Expr:
+    """A size that varies between captures: `fn(*args)`."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """An output that is made by calling `fn(*args, **kwargs)`."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The structure of an output of a class registered as a pytree."""
+
+    spec: Any
+
+
+@dataclass(frozen=True)
+class TraceInfo:
+    """What a capture decided; in `gm.meta["fxprune"]`.
+
+    dynamic: input -> dimensions that may have any size. specialised: input -> {dimension: (size,
+    reason)}. dropped: modules that forward never reached. mode_notes: where train mode may differ
+    from eval mode in a way that the graph does not follow.
+    """
+
+    dropped: tuple[str, ...] = ()
+    dynamic: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    specialised: Mapping[str, Mapping[int, tuple[int, str]]] = field(default_factory=dict)
+    mode_notes: tuple[str, ...] = ()
