@@ -54,12 +54,12 @@ class Member:
                     f"{where}: the {what} map must be a 1-d int64 tensor, "
                     f"not {index.dtype} of shape {tuple(index.shape)}."
                 )
-        if self.context is not None and self.context_dim == self.dim:
-            if len(self.context) != len(self.unit):
-                raise AnalysisError(
-                    f"{where}: the unit map has {len(self.unit)} indices and the context map along "
-                    f"the same dimension has {len(self.context)}."
-                )
+        context = self.unit if self.context is None else self.context
+        if self.context_dim == self.dim and len(context) != len(self.unit):
+            raise AnalysisError(
+                f"{where}: the unit map has {len(self.unit)} indices and the context map along "
+                f"the same dimension has {len(context)}."
+            )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Member):
@@ -110,7 +110,7 @@ class Member:
         slots = self.slots(group).to(values.device)
         flat = torch.cat([values.reshape(-1), values.new_full((1,), fill)])
         laid = flat[slots]  # slot -1 is the last element: the fill
-        if len(self.dims) == 2 and self.dims[0] > self.dims[1]:
+        if self.dims != tuple(sorted(self.dims)):
             laid = laid.t()
         shape = [1] * rank
         for dim, size in zip(sorted(self.dims), laid.shape, strict=True):
@@ -118,11 +118,14 @@ class Member:
         return laid.reshape(shape)
 
     def reduce(self, entries: Tensor, group: Group) -> Tensor:
-        """Sum of `entries` (of the parameter's shape) over what each unit owns: `group.shape`."""
+        """Sum of `entries` (of the parameter's shape) over what each unit owns: `group.shape`.
+
+        A unit that owns no entry gets 0. Raises AnalysisError if the entries do not fit the map.
+        """
         self.check_shape(tuple(entries.shape), group)
         others = [dim for dim in range(entries.dim()) if dim not in self.dims]
         summed = entries.sum(dim=others) if others else entries
-        if len(self.dims) == 2 and self.dims[0] > self.dims[1]:
+        if self.dims != tuple(sorted(self.dims)):
             summed = summed.t()
         slots = self.slots(group).to(entries.device)
         own = slots >= 0

@@ -1,0 +1,51 @@
+"""The table of criteria that have a name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from torch import Tensor
+
+from fxprune.criteria.norms import Norm
+from fxprune.criteria.randomness import Random
+from fxprune.errors import PlanError
+from fxprune.groups import Group
+
+Criterion = Callable[[Group, Mapping[str, Tensor]], Tensor]
+
+CRITERIA: Mapping[str, Criterion] = MappingProxyType(
+    {
+        "magnitude": Norm(2),
+        "l1": Norm(1),
+        "l2": Norm(2),
+        "linf": Norm(math.inf),
+        "random": Random(0),
+    }
+)
+
+
+def find_criterion(criterion: str | Criterion) -> Criterion:
+    """The criterion of that name, or the callable itself; raises PlanError for anything else."""
+    if isinstance(criterion, str):
+        if criterion in CRITERIA:
+            return CRITERIA[criterion]
+        raise PlanError(
+            f"There is no criterion {criterion!r}. The names are {', '.join(sorted(CRITERIA))}; "
+            "or pass a callable (group, parameters) -> Tensor of the group's shape."
+        )
+    if not callable(criterion):
+        raise PlanError(
+            f"A criterion is a name ({', '.join(sorted(CRITERIA))}) or a callable "
+            f"(group, parameters) -> Tensor, not {criterion!r}."
+        )
+    return criterion
+
+
+def criterion_name(criterion: str | Criterion) -> str:
+    """How reports and messages call a criterion."""
+    if isinstance(criterion, str):
+        return criterion
+    # Functions have a name of their own; other callables go by their class.
+    return str(getattr(criterion, "__qualname__", None) or type(criterion).__qualname__)

@@ -1,0 +1,6 @@
+"""The plan: which units of which groups stay, as data that can be stored and replayed."""
+
+from fxprune.plans.base import AnalysisLike, FrozenMap, Kept
+from fxprune.plans.plan import PruningPlan
+
+__all__ = ["AnalysisLike", "FrozenMap", "Kept", "PruningPlan"]

@@ -1,0 +1,67 @@
+"""The text of a stored plan: bounded, checked field by field, nothing in it is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from fxprune.errors import PlanError
+from fxprune.plans.base import AnalysisLike, short
+
+FORMAT = "fxprune-plan"
+VERSION = 1
+
+# The fields of a stored plan and the types that they may have.
+_FIELDS: Mapping[str, tuple[type, ...]] = {
+    "format": (str,),
+    "version": (int,),
+    "fingerprint": (str,),
+    "criterion": (str,),
+    "sparsity": (int, float, type(None)),
+    "scope": (str,),
+    "kept": (dict,),
+}
+
+
+def longest(analysis: AnalysisLike) -> int:
+    """A length that no plan for this graph exceeds, indented or not: reading a file is bounded."""
+    return 1_000_000 + sum(64 * group.slots + 16 * len(group.name) for group in analysis.groups)
+
+
+def parsed(text: str, longest: int) -> dict[str, Any]:
+    """The fields of a stored plan, each of a type that `_FIELDS` allows."""
+    if len(text) > longest:
+        raise PlanError(
+            f"The plan's text has {len(text)} characters; a plan for this graph has at most "
+            f"{longest}. It was made for another graph or is no plan."
+        )
+    try:
+        data = json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"The plan's text is not valid JSON: {error}.") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise PlanError(f'The text is no plan: it lacks "format": "{FORMAT}".')
+    if data.get("version") != VERSION:
+        raise PlanError(
+            f"The plan has version {short(data.get('version'))}, and this fxprune reads version "
+            f"{VERSION}: make the plan again, or use the fxprune that wrote it."
+        )
+    if data.keys() != _FIELDS.keys():
+        odd = sorted(data.keys() ^ _FIELDS.keys())
+        raise PlanError(f"The plan's fields do not fit its version: {short(odd)}.")
+    for name, types in _FIELDS.items():
+        if type(data[name]) not in types:
+            raise PlanError(f"The plan's {name!r} may not be {short(data[name])}.")
+    return data
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")
