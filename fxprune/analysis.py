@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from fxprune.axes import Atom, leaves
 from fxprune.errors import AnalysisError
-from fxprune.grouping import build_groups
+from fxprune.grouping import Grouped, build_groups
 from fxprune.groups import Group
 from fxprune.propagate import Propagation, propagate
 
@@ -21,17 +21,26 @@ from fxprune.propagate import Propagation, propagate
 class Analysis:
     """The groups of a traced graph.
 
-    groups       the prunable groups
-    frozen       the rest, each with its `.reason`
     traced       the graph that was analysed
     fingerprint  identifies the graph: plans made for another one are refused
+    propagation  the axes of all tensors
+    grouped      the groups and where each atom's units are among them
     """
 
-    groups: tuple[Group, ...]
-    frozen: tuple[Group, ...]
     traced: fx.GraphModule
     fingerprint: str
     propagation: Propagation
+    grouped: Grouped
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The prunable groups."""
+        return self.grouped.free
+
+    @property
+    def frozen(self) -> tuple[Group, ...]:
+        """The groups that may not be pruned, each with its `.reason`."""
+        return self.grouped.frozen
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -110,8 +119,33 @@ def analyze(traced: fx.GraphModule, strict: bool = False) -> Analysis:
             f"no rule for op {op} at node {node!r} ({len(propagation.barriers)} such ops in all). Without "
             "strict=True, what it touches is frozen."
         )
-    groups, frozen = build_groups(propagation)
-    return Analysis(groups, frozen, traced, fingerprint(traced), propagation)
+    return Analysis(traced, fingerprint(traced), propagation, build_groups(propagation))
+
+
+_CACHE = "fxprune_analysis"
+
+
+class _Cache:
+    """Holds a graph's analysis in the graph's `meta`; copies and pickles of the graph start without."""
+
+    def __init__(self, analysis: Analysis | None = None) -> None:
+        self.analysis = analysis
+
+    def __deepcopy__(self, memo: object) -> _Cache:
+        return _Cache()
+
+    def __reduce__(self) -> tuple[type[_Cache], tuple[()]]:
+        return _Cache, ()
+
+
+def analysis_of(traced: fx.GraphModule) -> Analysis:
+    """The analysis of a graph, made once for as long as the graph is unchanged."""
+    known = traced.meta.get(_CACHE, _Cache()).analysis
+    if known is not None and known.traced is traced and known.fingerprint == fingerprint(traced):
+        return known  # type: ignore[no-any-return]
+    analysis = analyze(traced)
+    traced.meta[_CACHE] = _Cache(analysis)
+    return analysis
 
 
 def fingerprint(traced: fx.GraphModule) -> str:

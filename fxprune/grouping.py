@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -95,8 +96,22 @@ class _Draft:
         return sum(atom.size for atom in self.atoms)
 
 
-def build_groups(propagation: Propagation) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
-    """The prunable groups and the frozen ones, in the order of the parameters."""
+@dataclass(frozen=True)
+class Grouped:
+    """The groups, in the order of the parameters, and where each atom's units are among them.
+
+    units     the key of an atom → its group's name and the number of its first unit there
+    contexts  a group's name → the atoms whose indices make up its contexts
+    """
+
+    free: tuple[Group, ...]
+    frozen: tuple[Group, ...]
+    units: Mapping[int, tuple[str, int]]
+    contexts: Mapping[str, tuple[Atom, ...]]
+
+
+def build_groups(propagation: Propagation) -> Grouped:
+    """The groups of a propagated graph."""
     return _Grouping(propagation).groups()
 
 
@@ -195,7 +210,8 @@ class _Grouping:
 
     # -- the groups ------------------------------------------------------------------------------------
 
-    def groups(self) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+    def groups(self) -> Grouped:
+        """Put the drafts, their contexts, roles and flags together."""
         majors = self._majors()
         self._choose_contexts(majors)
         flags = flagged_atoms(self.propagation)
@@ -204,8 +220,8 @@ class _Grouping:
         frozen: list[Group] = []
         for draft in self.drafts:
             reason = draft.atoms[0].reason
-            if reason is None and draft.size == 1:
-                reason = "a single unit: removing it would leave nothing"
+            if draft.size == 1:
+                continue  # removing a single unit would leave nothing
             flag = next((flags[a] for a in draft.atoms if a in flags), None)
             outer = [a for a in majors.get(draft.atoms[0], ()) if self.draft_of[a].size > 1]
             group = Group(
@@ -218,7 +234,13 @@ class _Grouping:
                 outer=self.draft_of[outer[-1]].name if outer and reason is None else None,
             )
             (free if reason is None else frozen).append(group)
-        return tuple(free), tuple(frozen)
+        units = {
+            key: (draft.name, offset)
+            for draft in self.drafts
+            for key, offset in _offsets(draft.atoms).items()
+        }
+        chosen = {draft.name: draft.context for draft in self.drafts if draft.context}
+        return Grouped(tuple(free), tuple(frozen), MappingProxyType(units), MappingProxyType(chosen))
 
     def _members(self, draft: _Draft, roles: Roles) -> Iterable[Member]:
         offsets = _offsets(draft.atoms)
@@ -259,8 +281,9 @@ def _unit_map(table: Columns, offsets: Mapping[int, int]) -> Tensor:
     keys = torch.tensor(sorted(offsets), dtype=torch.int64)
     starts = torch.tensor([offsets[int(k)] for k in keys], dtype=torch.int64)
     for column in range(table.atoms.shape[1]):
-        place = torch.searchsorted(keys, table.atoms[:, column]).clamp_max(len(keys) - 1)
-        ours = keys[place] == table.atoms[:, column]
+        atoms = table.atoms[:, column].contiguous()
+        place = torch.searchsorted(keys, atoms).clamp_max(len(keys) - 1)
+        ours = keys[place] == atoms
         unit = torch.where(ours, starts[place] + table.units[:, column], unit)
     return unit
 

@@ -18,7 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fxprune.axes import Algebra, Axis, is_frozen
+from fxprune.algebra import Algebra
+from fxprune.axes import Axis, is_frozen
 from fxprune.errors import AnalysisError
 from fxprune.rules import MODULE_RULES, RULES
 from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, tensors_in
@@ -26,6 +27,13 @@ from fxprune.rules.elementwise import pointwise
 
 _CONSTANT_LIMIT = 1 << 22
 """Constant tensors with more elements than this are not evaluated to follow an index."""
+
+
+@dataclass(frozen=True)
+class TensorAxes:
+    """Stands for a tensor in a node's value."""
+
+    axes: Layout
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Propagation:
     """The axes of every parameter and of every node's result, and all executed ops.
 
     layouts     parameter or buffer name → axes
-    nodes       node → its value, with the axes of each tensor in place of the tensor
+    nodes       node → its value, with a `TensorAxes` in place of each tensor
     records     the executed ops in order
     sources     tensor key → parameter or buffer name
     storages    tensor key → storage key, to follow in-place writes through views
@@ -84,6 +92,16 @@ def propagate(traced: fx.GraphModule, inputs: tuple[Any, ...] | None = None) -> 
         MappingProxyType(mode.storages),
         tuple(mode.barriers),
     )
+
+
+def run_on_meta(module: fx.GraphModule) -> Mapping[fx.Node, Any]:
+    """Every node's value when the graph runs on meta tensors of the example sizes. Raises AnalysisError."""
+    shadow, _, _ = _meta_shadow(module)
+    interpreter = fx.Interpreter(shadow, garbage_collect_values=False, graph=module.graph)
+    values = _example_values(module, None)
+    with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]):
+        interpreter.run(*values, enable_io_processing=False)
+    return interpreter.env
 
 
 def _example_values(traced: fx.GraphModule, inputs: tuple[Any, ...] | None) -> tuple[Any, ...]:
@@ -340,7 +358,9 @@ class _Interpreter(fx.Interpreter):
 
     def layouts_in(self, value: Any) -> Any:
         """`value` with each tensor replaced by its axes."""
-        return tree_map(lambda v: self.mode.layout_of(v) if isinstance(v, Tensor) else v, value)
+        return tree_map(
+            lambda v: TensorAxes(self.mode.layout_of(v)) if isinstance(v, Tensor) else v, value
+        )
 
     def _declare_fixed(self, value: Any, reason: str) -> None:
         for tensor in _tensors(value):

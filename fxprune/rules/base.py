@@ -16,7 +16,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fxprune.axes import Algebra, Axis, find, is_frozen
+from fxprune.algebra import Algebra
+from fxprune.axes import Axis, find, is_frozen
 
 Layout: TypeAlias = tuple[Axis, ...]
 

@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fxprune.axes import Algebra, Axis
+from fxprune.algebra import Algebra
+from fxprune.axes import Axis
 from fxprune.rules.base import Call, Effect, Kind, Layout
 
 LayoutOf: TypeAlias = Callable[[Tensor], Layout]

@@ -1,0 +1,126 @@
+"""`rewrite`: apply a plan to a graph.
+
+Every parameter is sliced, every module's attributes and every literal size follow the axes, and nothing else
+changes. The result is checked: each node's shape on meta tensors must be what the axes say.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from fxprune.analysis import Analysis, analysis_of
+from fxprune.errors import RewriteError
+from fxprune.plans import PruningPlan
+from fxprune.propagate import Record, TensorAxes, run_on_meta
+from fxprune.rewriter.modules import FIXES, ModuleCopier
+from fxprune.rewriter.rows import find_row
+from fxprune.rewriter.site import Site
+from fxprune.selection import Selection
+
+
+def rewrite(traced: fx.GraphModule, plan: PruningPlan, share: bool = False) -> fx.GraphModule:
+    """The pruned graph: a new GraphModule with the units that `plan` keeps.
+
+    `traced` is not modified. Parameters that keep all their entries are copied, or shared with `traced` if
+    `share` is true. Parameter names, dtypes, devices, memory formats, `requires_grad`, ties between parameters
+    and the training mode survive; hooks do not.
+
+    Raises PlanError if the plan was made for another graph, RewriteError if a node cannot take its new sizes.
+    """
+    analysis = analysis_of(traced)
+    plan.check_fingerprint(analysis.fingerprint)
+    return _Rewriter(analysis, plan, share).run()
+
+
+class _Rewriter:
+    def __init__(self, analysis: Analysis, plan: PruningPlan, share: bool) -> None:
+        self.analysis = analysis
+        self.selection = Selection(analysis, plan)
+        self.traced = analysis.traced
+        self.copier = ModuleCopier(self.traced, plan, share)
+        self.root = nn.Module()
+        self.graph = fx.Graph()
+        self.nodes: dict[fx.Node, fx.Node] = {}
+        self.records: dict[fx.Node, list[Record]] = {}
+        self.constants = 0
+
+    def run(self) -> fx.GraphModule:
+        for record in self.analysis.propagation.records:
+            self.records.setdefault(record.site, []).append(record)
+        self._copy_root()
+        for node in self.traced.graph.nodes:
+            self._copy_node(node)
+        self.graph.set_codegen(self.traced.graph._codegen)
+        pruned = fx.GraphModule(self.root, self.graph, type(self.traced).__name__)
+        pruned.train(self.traced.training)
+        for name, module in self.traced.named_modules():
+            if name:
+                pruned.get_submodule(name).training = module.training
+        pruned.meta = copy.deepcopy(self.traced.meta)
+        self._check(pruned)
+        return pruned
+
+    def _copy_root(self) -> None:
+        for name, child in self.traced._modules.items():
+            self.root.add_module(name, child and self.copier.copy(child))
+        for name, parameter in self.traced._parameters.items():
+            self.root.register_parameter(name, self.copier.tensor(parameter))
+        for name, buffer in self.traced._buffers.items():
+            persistent = name not in self.traced._non_persistent_buffers_set
+            self.root.register_buffer(name, self.copier.tensor(buffer), persistent)
+
+    def _copy_node(self, node: fx.Node) -> None:
+        new = self.graph.node_copy(node, lambda n: self.nodes[n])
+        self.nodes[node] = new
+        fix = find_row(node)
+        if node.op == "call_module":
+            module = self.root.get_submodule(str(node.target))
+            module_fix = FIXES.get(type(module))
+            fix = None if module_fix is None else lambda site: module_fix(module, site)
+        if fix is not None and self._touched(node):
+            fix(Site(node, new, self.selection, self._add_constant, self.records.get(node, ())))
+
+    def _touched(self, node: fx.Node) -> bool:
+        """True if an axis of the node's tensors or parameters changes."""
+        values = [self.analysis.propagation.nodes[n] for n in (node, *node.all_input_nodes)]
+        layouts = [v.axes for v in tree_leaves(values) if isinstance(v, TensorAxes)]
+        if node.op == "call_module":
+            prefix = f"{node.target}."
+            for name, axes in self.analysis.propagation.layouts.items():
+                if name.startswith(prefix):
+                    layouts.append(axes)
+        return any(self.selection.changed(axis) for layout in layouts for axis in layout)
+
+    def _add_constant(self, tensor: Tensor) -> str:
+        name = f"_index{self.constants}"
+        while hasattr(self.root, name):
+            self.constants += 1
+            name = f"_index{self.constants}"
+        device = next((p.device for p in self.traced.parameters()), torch.device("cpu"))
+        self.root.register_buffer(name, tensor.to(device))
+        return name
+
+    def _check(self, pruned: fx.GraphModule) -> None:
+        """Every node's executed shape must be the shape that its axes have after the plan."""
+        originals = {new: old for old, new in self.nodes.items()}
+        for new, value in run_on_meta(pruned).items():
+            old = originals.get(new)
+            if old is None:
+                continue
+            stated = tree_leaves(self.analysis.propagation.nodes[old])
+            expected = [self.selection.shape(v.axes) for v in stated if isinstance(v, TensorAxes)]
+            executed = [tuple(v.shape) for v in tree_leaves(value) if isinstance(v, Tensor)]
+            if expected != executed:
+                raise RewriteError(self._mismatch(old, expected, executed))
+
+    def _mismatch(self, node: fx.Node, expected: Any, executed: Any) -> str:
+        return (
+            f"node {node.name!r} ({node.op} {node.target}) has result shapes {executed} after pruning, but its "
+            f"axes say {expected}: this op has sizes among its arguments and no rewrite row. Leave the groups "
+            "around it out of the plan (groups=), and report the op."
+        )

@@ -1,0 +1,328 @@
+"""One row per torch-level op that has sizes among its arguments.
+
+A row changes the arguments of the node's copy in the new graph. Ops without a row have no sizes: they are
+copied as they are. Numbers that were computed from sizes but are used as values stay (``head_dim ** -0.5``);
+defaults that torch computes from a size (attention's `scale`) are written out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx
+
+from fxprune.axes import Axis
+from fxprune.rewriter.site import Site
+from fxprune.rules.base import index_values
+
+Row: TypeAlias = Callable[[Site], None]
+
+
+def _resized(site: Site, sizes: Sequence[Any], axes: Sequence[Axis]) -> list[Any]:
+    """`sizes` with literals replaced where the axis changed; -1 and computed sizes stay."""
+    return [
+        site.width(axis) if isinstance(size, int) and size >= 0 and site.changed(axis) else size
+        for size, axis in zip(sizes, axes, strict=True)
+    ]
+
+
+def _sizes_argument(site: Site, start: int, name: str) -> tuple[Sequence[Any], bool]:
+    """Sizes given as one sequence or as separate arguments, and whether they were separate."""
+    first = site.argument(start, name)
+    if isinstance(first, (tuple, list)):
+        return first, False
+    return site.old.args[start:], True
+
+
+def _set_sizes(site: Site, start: int, name: str, sizes: Sequence[Any], separate: bool) -> None:
+    mapped = [_new_value(site, size) for size in sizes]
+    if separate:
+        site.new.args = (*site.new.args[:start], *mapped)
+    else:
+        site.set(start, name, tuple(mapped))
+
+
+def _new_value(site: Site, value: Any) -> Any:
+    """An old node as an argument of the new node."""
+    if not isinstance(value, fx.Node):
+        return value
+    pairs = zip(site.old.all_input_nodes, site.new.all_input_nodes, strict=True)
+    return dict(pairs)[value]
+
+
+def sized(start: int, name: str) -> Row:
+    """Ops whose sizes are the output's: view, reshape, expand, factories."""
+
+    def row(site: Site) -> None:
+        sizes, separate = _sizes_argument(site, start, name)
+        if sizes and any(site.changed(axis) for axis in site.out):
+            _set_sizes(site, start, name, _resized(site, sizes, site.out), separate)
+
+    return row
+
+
+def repeat(site: Site) -> None:
+    """`repeat`, `tile`: how often each dimension occurs in the result."""
+    counts, separate = _sizes_argument(site, 1, "repeats")
+    axes = site.axes(site.old.args[0])
+    padded: list[Axis | None] = [None] * (len(site.out) - len(axes)) + list(axes)
+    counts = [1] * (len(site.out) - len(counts)) + list(counts)
+    new = [
+        site.width(out) // (1 if axis is None else site.width(axis))
+        if isinstance(count, int) and site.changed(out)
+        else count
+        for count, axis, out in zip(counts, padded, site.out, strict=True)
+    ]
+    _set_sizes(site, 1, "repeats" if site.old.op == "call_method" else "dims", new, separate)
+
+
+def repeat_interleave(site: Site) -> None:
+    """`repeat_interleave(x, repeats, dim)` with an int."""
+    dim = site.argument(2, "dim")
+    if dim is None or not isinstance(site.argument(1, "repeats"), int):
+        return
+    axis, out = site.axes(site.old.args[0])[dim], site.out[dim]
+    if site.changed(out):
+        site.set(1, "repeats", site.width(out) // site.width(axis))
+
+
+def unflatten(site: Site) -> None:
+    """`unflatten(x, dim, sizes)`."""
+    dim = int(site.argument(1, "dim")) % len(site.axes(site.old.args[0]))
+    sizes = site.argument(2, "sizes")
+    axes = site.out[dim : dim + len(sizes)]
+    if any(site.changed(axis) for axis in axes):
+        _set_sizes(site, 2, "sizes", _resized(site, sizes, axes), False)
+
+
+def split(site: Site) -> None:
+    """`split`, `chunk`, `tensor_split`: into the new widths of the parts, as a `split`."""
+    axes = site.axes(site.old.args[0])
+    dim = int(site.argument(2, "dim", 0)) % len(axes)
+    if not site.changed(axes[dim]):
+        return
+    widths = [site.width(out[dim]) for out in site.outs]
+    source = site.new.args[0]
+    if site.new.op == "call_function":
+        site.new.target = torch.split
+    else:
+        site.new.target = "split"
+    site.new.args, site.new.kwargs = (source, widths, dim), {}
+
+
+def narrow(site: Site) -> None:
+    """`narrow(x, dim, start, length)`: the new start and length of what stays of the slice."""
+    axes = site.axes(site.old.args[0])
+    dim = int(site.argument(1, "dim")) % len(axes)
+    if site.changed(axes[dim]):
+        start, length = site.argument(2, "start"), site.argument(3, "length")
+        begin, end = _kept_range(site, axes[dim], start % axes[dim].size, length)
+        site.set(2, "start", begin)
+        site.set(3, "length", end - begin)
+
+
+def _kept_range(site: Site, axis: Axis, start: int, length: int) -> tuple[int, int]:
+    """Where the indices that stay of ``start … start + length`` are in the new axis."""
+    mask = site.selection.mask(axis)
+    begin = int(mask[:start].sum())
+    return begin, begin + int(mask[start : start + length].sum())
+
+
+def select(site: Site) -> None:
+    """`select(x, dim, index)`: the new position of the index."""
+    axes = site.axes(site.old.args[0])
+    dim = int(site.argument(1, "dim")) % len(axes)
+    if site.changed(axes[dim]):
+        site.set(2, "index", _new_index(site, axes[dim], site.argument(2, "index")))
+
+
+def _new_index(site: Site, axis: Axis, index: int) -> int:
+    return int(site.selection.mask(axis)[: index % axis.size].sum())
+
+
+def getitem(site: Site) -> None:
+    """``x[…]`` with slices, integers and constant index tensors; items of tuples need nothing."""
+    axes = site.axes(site.old.args[0])
+    if not axes:
+        return
+    key = site.old.args[1]
+    items = list(key) if isinstance(key, tuple) else [key]
+    consumed = sum(1 for item in items if item is not None and item is not Ellipsis)
+    if Ellipsis in [i for i in items if i is None or i is Ellipsis]:
+        place = next(p for p, item in enumerate(items) if item is Ellipsis)
+        items[place : place + 1] = [slice(None)] * (len(axes) - consumed)
+    new_items: list[Any] = []
+    dim = 0
+    for item in items:
+        if item is None:
+            new_items.append(None)
+            continue
+        axis = axes[dim]
+        dim += 1
+        new_items.append(_new_item(site, axis, item) if site.changed(axis) else _mapped(site, item))
+    if any(site.changed(axis) for axis in axes):
+        site.new.args = (site.new.args[0], tuple(new_items))
+
+
+def _mapped(site: Site, item: Any) -> Any:
+    return fx.map_arg(item, lambda n: _new_value(site, n))
+
+
+def _new_item(site: Site, axis: Axis, item: Any) -> Any:
+    """One index or slice of an axis that changed."""
+    if isinstance(item, int):
+        return _new_index(site, axis, item)
+    if isinstance(item, slice):
+        picked = range(axis.size)[item]
+        if len(picked) == axis.size:
+            return item
+        if picked.step == 1:
+            begin, end = _kept_range(site, axis, picked.start, len(picked))
+            return slice(begin, end)
+        return _index_constant(site, axis, list(picked))
+    if isinstance(item, fx.Node):
+        values = _constant_index(site, "aten::index")
+        return _index_constant(site, axis, values)
+    return _index_constant(site, axis, [int(i) for i in item])
+
+
+def _index_constant(site: Site, axis: Axis, source: list[int]) -> fx.Node:
+    """An index tensor with the new positions of those `source` indices that stay."""
+    mask = site.selection.mask(axis)
+    old = torch.tensor(source, dtype=torch.int64) % axis.size
+    index = (torch.cumsum(mask, 0) - 1)[old[mask[old]]]
+    with site.new.graph.inserting_before(site.new):
+        return site.new.graph.get_attr(site.add(index))
+
+
+def _constant_index(site: Site, op: str) -> list[int]:
+    """The values of the index tensor that the old node used, which the analysis found constant."""
+    record = site.record(op)
+    assert record is not None
+    tensors = [t for t in record.call.tensors()[1:] if not t.is_floating_point()]
+    values = record.call.constant_of(tensors[0])
+    assert values is not None
+    return index_values(values)
+
+
+def index_select(site: Site) -> None:
+    """`index_select(x, dim, index)` along an axis that changed: the index is renumbered."""
+    axes = site.axes(site.old.args[0])
+    dim = int(site.argument(1, "dim")) % len(axes)
+    if site.changed(axes[dim]):
+        source = _constant_index(site, "aten::index_select")
+        site.select(dim, [i % axes[dim].size for i in source])
+
+
+def roll(site: Site) -> None:
+    """`roll(x, shifts, dims)` along an axis that changed."""
+    axes = site.axes(site.old.args[0])
+    shifts, dims = site.argument(1, "shifts"), site.argument(2, "dims")
+    shifts = (shifts,) if isinstance(shifts, int) else shifts
+    dims = (dims,) if isinstance(dims, int) else dims or ()
+    pruned = [(s, d % len(axes)) for s, d in zip(shifts, dims, strict=True) if site.changed(axes[d])]
+    if pruned:
+        ((shift, dim),) = pruned  # several pruned dimensions in one roll do not occur
+        size = axes[dim].size
+        site.select(dim, [(i - shift) % size for i in range(size)])
+
+
+def channel_shuffle(site: Site) -> None:
+    """`channel_shuffle(x, groups)`."""
+    axes, groups = site.axes(site.old.args[0]), site.argument(1, "groups")
+    if site.changed(axes[1]):
+        per = axes[1].size // groups
+        site.select(1, [j * per + i for i in range(per) for j in range(groups)])
+
+
+def normalized_shape(site: Site) -> None:
+    """`layer_norm`, `rms_norm`: the last dimensions' sizes."""
+    shape = site.argument(1, "normalized_shape")
+    axes = site.axes(site.old.args[0])
+    site.set(1, "normalized_shape", tuple(site.width(a) for a in axes[len(axes) - len(shape) :]))
+
+
+def group_norm(site: Site) -> None:
+    """`group_norm(x, num_groups)`: as many groups as stay."""
+    site.set(1, "num_groups", norm_groups(site))
+
+
+def norm_groups(site: Site) -> int:
+    """The new number of groups of a group normalisation: channels over channels per group."""
+    record = site.record("aten::native_group_norm")
+    assert record is not None
+    channels, inner = record.effect.outputs[0][1], record.effect.over[0]
+    return site.width(channels) // site.width(inner)
+
+
+def convolution(site: Site) -> None:
+    """`conv1d` … `conv_transpose3d`: the new number of groups."""
+    transposed = "transpose" in getattr(site.old.target, "__name__", "")
+    weight = site.axes(site.argument(1, "weight"))
+    position = 6  # also of conv_transpose: output_padding stands where dilation does
+    if site.argument(position, "groups", 1) != 1:
+        site.set(position, "groups", convolution_groups(site, weight, transposed))
+
+
+def convolution_groups(site: Site, weight: Sequence[Axis], transposed: bool) -> int:
+    """Channels on the weight's second dimension's side, over that dimension's width."""
+    record = site.record("aten::convolution")
+    assert record is not None
+    spatial = len(weight) - 2
+    side = site.out if transposed else record.call.axes("input")
+    return site.width(side[len(side) - 1 - spatial]) // site.width(weight[1])
+
+
+def attention(site: Site) -> None:
+    """`scaled_dot_product_attention`: the default scale belongs to the original head dimension."""
+    head_dim = site.axes(site.argument(0, "query"))[-1]
+    if site.changed(head_dim) and site.argument(6, "scale") is None:
+        args, kwargs = list(site.new.args), dict(site.new.kwargs)
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+        kwargs.update(zip(names[3:], args[3:], strict=False))
+        kwargs["scale"] = 1.0 / math.sqrt(head_dim.size)
+        site.new.args, site.new.kwargs = tuple(args[:3]), kwargs
+
+
+ROWS: Mapping[str, Row] = MappingProxyType(
+    {
+        **dict.fromkeys(("view", "reshape"), sized(1, "shape")),
+        **dict.fromkeys(("expand", "broadcast_to"), sized(1, "size")),
+        **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full"), sized(1, "size")),
+        **dict.fromkeys(("zeros", "ones", "empty", "full"), sized(0, "size")),
+        "repeat": repeat,
+        "tile": repeat,
+        "repeat_interleave": repeat_interleave,
+        "unflatten": unflatten,
+        **dict.fromkeys(
+            ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"), split
+        ),
+        "narrow": narrow,
+        "select": select,
+        "getitem": getitem,
+        "setitem": getitem,
+        "index_select": index_select,
+        "roll": roll,
+        "channel_shuffle": channel_shuffle,
+        "layer_norm": normalized_shape,
+        "rms_norm": normalized_shape,
+        "group_norm": group_norm,
+        **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution),
+        **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), convolution),
+        "scaled_dot_product_attention": attention,
+    }
+)
+"""Name of the function or method → row."""
+
+
+def find_row(node: fx.Node) -> Row | None:
+    """The row of a call, if its op has sizes."""
+    if node.op == "call_method":
+        return ROWS.get(str(node.target))
+    if node.op == "call_function":
+        return ROWS.get(getattr(node.target, "__name__", "").strip("_"))
+    return None

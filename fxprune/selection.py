@@ -1,0 +1,81 @@
+"""What a plan leaves of an axis: its new size, and which of its indices stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fxprune.analysis import Analysis
+from fxprune.axes import Axis, Concat, Product, factors_of, find, leaves, segments_of
+from fxprune.errors import RewriteError
+from fxprune.grouping import ColumnTables
+from fxprune.plans import PruningPlan
+
+
+class Selection:
+    """Answers questions about axes after a plan. Everything is derived from the analysis and the plan."""
+
+    def __init__(self, analysis: Analysis, plan: PruningPlan) -> None:
+        self.analysis = analysis
+        self.plan = plan
+        self._tables = ColumnTables()
+
+    @cached_property
+    def _kept(self) -> dict[str, Tensor]:
+        """Per pruned group, which units stay: bool [contexts, size]."""
+        plan = self.plan
+        return {n: plan.kept_mask(n).reshape(plan.group(n).contexts, -1) for n in plan.kept_units}
+
+    def width(self, axis: Axis) -> int:
+        """The size of an axis after pruning."""
+        axis = find(axis)
+        if isinstance(axis, Product):
+            size = 1
+            for factor in factors_of(axis):
+                size *= self.width(factor)
+            return size
+        if isinstance(axis, Concat):
+            return sum(self.width(segment) for segment in segments_of(axis))
+        (atom,) = leaves(axis)
+        name, offset = self.analysis.grouped.units.get(atom.key, ("", 0))
+        kept = self._kept.get(name)
+        return atom.size if kept is None else int(kept[0, offset : offset + atom.size].sum())
+
+    def shape(self, axes: Sequence[Axis]) -> tuple[int, ...]:
+        """The shape of a tensor after pruning."""
+        return tuple(self.width(axis) for axis in axes)
+
+    def changed(self, axis: Axis) -> bool:
+        """True if the axis loses indices."""
+        return self.width(axis) != axis.size
+
+    def mask(self, axis: Axis) -> Tensor:
+        """Which indices of an axis stay: bool [n]. Raises RewriteError if that depends on another axis."""
+        table = self._tables.of(axis)
+        keep = torch.ones(len(table.atoms), dtype=torch.bool)
+        for column in range(table.atoms.shape[1]):
+            keep &= self._column_mask(axis, table.atoms, table.units, column)
+        return keep
+
+    def _column_mask(self, axis: Axis, atoms: Tensor, units: Tensor, column: int) -> Tensor:
+        keep = torch.ones(len(atoms), dtype=torch.bool)
+        for key in torch.unique(atoms[:, column]).tolist():
+            name, offset = self.analysis.grouped.units.get(key, ("", 0))
+            kept = self._kept.get(name)
+            if kept is None:
+                continue
+            rows = (atoms[:, column] == key).nonzero()[:, 0]
+            context = torch.zeros(len(rows), dtype=torch.int64)
+            for part in self.analysis.grouped.contexts.get(name, ()):
+                where = atoms[rows] == part.key
+                if not bool(where.any(1).all()):
+                    raise RewriteError(
+                        f"the kept indices of {name!r} depend on a context that lies in another dimension of "
+                        f"{axis!r}, and an op takes this dimension apart by index."
+                    )
+                context = context * part.size + (units[rows] * where).sum(1)
+            keep[rows] = kept[context, offset + units[rows, column]]
+        return keep
