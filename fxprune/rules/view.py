@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from fxprune.axes import Axis, is_frozen
 from fxprune.rules.base import (
     Call,
@@ -221,14 +223,14 @@ def index_select(call: Call) -> Effect:
     return _moved(tuple(axes))
 
 
-def _selected(call: Call, axis: Axis, index: object) -> Axis:
+def _selected(call: Call, axis: Axis, index: Tensor) -> Axis:
     """The axis of a selection by an index tensor of one dimension.
 
     A selection that is longer than the axis is a table lookup: its rows are not channels.
     """
-    assert hasattr(index, "numel")
+    call.freeze(call.layout_of(index), "positions of an index")
     if not is_frozen(axis):
-        values = call.constant_of(index) if index.numel() <= axis.size else None  # type: ignore[arg-type]
+        values = call.constant_of(index) if index.numel() <= axis.size else None
         if values is not None:
             return call.algebra.gather(axis, [v % axis.size for v in index_values(values)])
         call.freeze((axis,), "indexed by data")
@@ -268,6 +270,7 @@ def embedding(call: Call) -> Effect:
     """``embedding(weight, indices)``: rows are fixed, columns are an axis."""
     rows_axis, columns = call.axes("weight")
     call.freeze((rows_axis,), "rows are looked up by data")
+    call.freeze(call.axes("indices"), "positions of an index")
     return _moved((*call.axes("indices"), columns))
 
 
