@@ -94,7 +94,9 @@ def load(
     folder = Path(directory)
     text = _read_plan(folder / PLAN)
     stored = _read_tensors(folder / TENSORS, _digest(text))
-    traced = trace(model_factory(), example_inputs, dynamic)
+    model = model_factory()
+    _check_has_data(model)
+    traced = trace(model, example_inputs, dynamic)
     try:
         plan = PruningPlan.from_json(text, analyze(traced))
     except PlanError as error:
@@ -104,6 +106,15 @@ def load(
     pruned = rewrite(traced, plan)
     _fill(pruned, stored, folder / TENSORS)
     return pruned
+
+
+def _check_has_data(model: nn.Module) -> None:
+    for name, tensor in _tensors(model).items():
+        if tensor.is_meta:
+            raise CheckpointError(
+                f"{name}: model_factory made a model on the meta device, which cannot hold the "
+                "weights; make it on a real device."
+            )
 
 
 def _digest(text: str) -> str:
@@ -191,11 +202,6 @@ def _fill(module: nn.Module, stored: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _copy(name: str, source: Tensor, target: Tensor, path: Path) -> None:
-    if target.is_meta:
-        raise CheckpointError(
-            f"{name}: model_factory made a model on the meta device, which cannot hold the "
-            "weights; make it on a real device."
-        )
     if source.shape != target.shape or source.dtype != target.dtype:
         raise CheckpointError(
             f"{name} is {source.dtype} {list(source.shape)} in {path} and "
