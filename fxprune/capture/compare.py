@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from fxprune.capture.records import Attr, Capture, Expr, Rebuilt, Record, Ref
 from fxprune.capture.sizes import SizeFloat, SizeInt, plain, size_of
@@ -20,12 +23,24 @@ class Mismatch(Exception):
 def merge_captures(captures: Sequence[Capture], known: Known) -> Capture:
     """One capture with `Expr` for every size that varies. Raises Mismatch."""
     base = captures[0]
+    for other in captures[1:]:
+        _same_constants(base, other)
     if len({len(c.records) for c in captures}) > 1:
         raise Mismatch(_first_difference(captures))
     records = [_merge_record(rs, known) for rs in zip(*(c.records for c in captures), strict=True)]
     output = merge(tuple(c.output for c in captures), known)
     log = _merge_logs(captures, known)
-    return Capture(records, output, log, base.constants, base.created, base.reached, base.inner)
+    return replace(base, records=records, output=output, log=log)
+
+
+def _same_constants(base: Capture, other: Capture) -> None:
+    if list(base.constants) != list(other.constants):
+        raise Mismatch("the model makes a different number of constants")
+    for name, tensor in base.constants.items():
+        twin = other.constants[name]
+        same = tensor.shape == twin.shape and tensor.dtype == twin.dtype
+        if not (same and torch.equal(tensor, twin)):
+            raise Mismatch(f"a constant of shape {tuple(tensor.shape)} has other values")
 
 
 def _first_difference(captures: Sequence[Capture]) -> str:

@@ -11,9 +11,10 @@ from torch import Tensor, fx, nn
 
 from fxprune.capture import leaves
 from fxprune.capture.metacopy import Template
-from fxprune.capture.records import Attr, Capture, Expr, Rebuilt, Record, Ref, Spec
+from fxprune.capture.records import Attr, Capture, Expr, Mode, Rebuilt, Record, Ref, Spec
 from fxprune.capture.sizes import numel_of, plain, size_of
 from fxprune.capture.targets import LITERALS, mutates
+from fxprune.modules import ByMode
 
 
 class Emitter:
@@ -42,6 +43,8 @@ class Emitter:
             return self.attribute(value.name)
         if isinstance(value, Expr):
             return self.size(value)
+        if isinstance(value, Mode):
+            return self.by_mode(value)
         if isinstance(value, torch.device):
             return self.device_value(value)
         if isinstance(value, (tuple, list)):
@@ -91,6 +94,18 @@ class Emitter:
             self.sizes[expr] = node
         return node
 
+    def by_mode(self, value: Mode) -> fx.Node:
+        """A call of a module that gives one of two literals."""
+        for name, module in self.root.items():
+            if isinstance(module, ByMode) and (module.train_value, module.eval_value) == (
+                value.train_value,
+                value.eval_value,
+            ):
+                return self.graph.call_module(name)
+        name = f"_by_mode{sum(isinstance(m, ByMode) for m in self.root.values())}"
+        self.root[name] = ByMode(value.train_value, value.eval_value)
+        return self.graph.call_module(name)
+
     def device_value(self, device: torch.device) -> Any:
         """The device of the inputs where a literal means that, so that graphs can be moved."""
         return device if self.device is None or device != self.template.device else self.device
@@ -136,9 +151,11 @@ class Emitter:
         if path in self.root:
             return
         created = self.capture.created.get(path)
-        self.root[path] = (
-            leaves.emitted(self.template.model.get_submodule(path)) if created is None else created
-        )
+        if created is not None:
+            self.root[path] = created
+            return
+        module = self.template.model.get_submodule(path)
+        self.root[path] = leaves.emitted(module, self.capture.plain.get(path))
 
     def set_output(self) -> None:
         """Emit the output node, rebuilding what is not a plain tuple, list or dict."""

@@ -14,9 +14,10 @@ from fxprune.capture import guards
 from fxprune.capture.emit import Emitter, build
 from fxprune.capture.inputs import Inputs, Sizes, bind
 from fxprune.capture.metacopy import Template, template
+from fxprune.capture.modes import depends_on_mode, follow_modes
 from fxprune.capture.outputs import referenced
 from fxprune.capture.recorder import _SKIPPED, Recorder, recording
-from fxprune.capture.records import Capture, Record, Ref, TraceInfo
+from fxprune.capture.records import Capture, Ref, TraceInfo
 from fxprune.errors import TraceError
 
 Dynamic = Mapping[str, Any]
@@ -25,10 +26,7 @@ Dynamic = Mapping[str, Any]
 def run(source: Template, inputs: Inputs, sizes: Sizes, training: bool = False) -> Capture:
     """Capture the model once at the given sizes. Raises TraceError, or what the model raises."""
     model = source.copy().train(training)
-    modules: dict[int, str] = {}
-    for path, module in model.named_modules():
-        modules.setdefault(id(module), path)
-    recorder = Recorder(source.names, source.tensors, modules, source.device)
+    recorder = Recorder(source.names, source.tensors, dict(model.named_modules()), source.device)
     values = inputs.meta(sizes)
     for name in inputs.names:
         recorder.add("placeholder", name, (), {})
@@ -40,9 +38,7 @@ def run(source: Template, inputs: Inputs, sizes: Sizes, training: bool = False) 
     args, kwargs = inputs.call(values)
     with recording(recorder):
         result = model(*args, **kwargs)
-    capture = recorder.capture(referenced(recorder, result))
-    capture.inner = ()
-    return capture
+    return recorder.capture(referenced(recorder, result))
 
 
 def trace(model: Any, example_inputs: Any, dynamic: Dynamic | None = None) -> fx.GraphModule:
@@ -67,16 +63,20 @@ def trace(model: Any, example_inputs: Any, dynamic: Dynamic | None = None) -> fx
     source = template(model)
     base = _first(source, inputs)
     found = dims.search(inputs, base, lambda sizes: run(source, inputs, sizes), dynamic)
-    emitter = Emitter(found.capture, source, len(inputs.names))
+    capture, notes = found.capture, ()
+    if depends_on_mode(model, capture.reached):
+        capture, notes = follow_modes(capture, lambda: run(source, inputs, {}, training=True))
+    emitter = Emitter(capture, source, len(inputs.names))
     _emit_inputs(emitter, inputs, found)
     emitter.emit()
-    _emit_conditions(emitter, found.capture)
+    _emit_conditions(emitter, capture)
     emitter.set_output()
     gm = build(emitter, model)
     gm.meta["fxprune"] = TraceInfo(
-        dropped=_dropped(model, found.capture),
+        dropped=_dropped(model, gm, capture),
         dynamic=found.dynamic,
         specialised=found.specialised,
+        mode_notes=notes,
     )
     return gm
 
@@ -140,14 +140,14 @@ def _emit_conditions(emitter: Emitter, capture: Capture) -> None:
         emitter.graph.call_function(guards.holds, (condition, outcome, what))
 
 
-def _dropped(model: nn.Module, capture: Capture) -> tuple[str, ...]:
-    named = dict(model.named_modules())
-    used = {r.target for r in capture.records if r.op == "call_module"} | set(capture.reached)
+def _dropped(model: nn.Module, gm: fx.GraphModule, capture: Capture) -> tuple[str, ...]:
+    """The modules with parameters of their own that the graph neither calls nor reads."""
+    held = {id(p) for p in gm.parameters()}
     return tuple(
         path
-        for path, module in named.items()
-        if path and path not in used and any(True for _ in module.parameters(recurse=False))
+        for path, module in model.named_modules()
+        if path
+        and path not in capture.reached
+        and not all(id(p) in held for p in module.parameters(recurse=False))
     )
 
-
-__all__ = ["Record", "trace"]

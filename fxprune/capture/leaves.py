@@ -99,9 +99,14 @@ def drop_path_like(module: nn.Module) -> own.DropPath | None:
     return own.DropPath(float(p), mode, bool(rescale))
 
 
-def emitted(module: nn.Module) -> nn.Module:
+def torch_base(cls: type, *wanted: type) -> type | None:
+    """The first torch.nn class among the ancestors of `cls` that is one of `wanted`."""
+    return next((b for b in cls.__mro__ if _is_torch(b) and issubclass(b, wanted)), None)
+
+
+def emitted(module: nn.Module, base: type | None = None) -> nn.Module:
     """A shallow copy without hooks, as the torch.nn class, that shares parameters and buffers."""
-    base = leaf_base(module) or type(module)
+    base = base or leaf_base(module) or type(module)
     twin: nn.Module = base.__new__(base)
     fresh = nn.Module().__dict__
     state: dict[str, Any] = {}

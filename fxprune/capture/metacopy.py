@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,6 +72,51 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                     yield dot + _identifier(name), tensor
 
 
+_ATOMIC = frozenset({int, float, bool, str, type(None), complex, torch.dtype, torch.device, type})
+
+
+def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
+    kind = type(value)
+    if kind in _ATOMIC or (kind is tuple and all(type(item) in _ATOMIC for item in value)):
+        return value
+    if kind in (dict, collections.OrderedDict) and not value:
+        return kind()
+    return copy.deepcopy(value, memo)
+
+
+def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """copy.deepcopy of a module, several times faster for modules that do not customise it."""
+    known = memo.get(id(module))
+    if known is not None:
+        return known  # type: ignore[no-any-return]
+    cls = type(module)
+    custom = any(
+        getattr(cls, name, None) is not getattr(nn.Module, name, None)
+        for name in ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__")
+    )
+    if custom or (cls.__setstate__ is not nn.Module.__setstate__ and not _from_torch(cls)):
+        duplicate: nn.Module = copy.deepcopy(module, memo)
+        return duplicate
+    twin: nn.Module = cls.__new__(cls)
+    memo[id(module)] = twin
+    state = twin.__dict__
+    for key, value in module.__dict__.items():
+        if key == "_modules":
+            state[key] = {
+                name: None if child is None else _copy_module(child, memo)
+                for name, child in value.items()
+            }
+        elif key in ("_parameters", "_buffers"):
+            state[key] = {name: None if t is None else memo[id(t)] for name, t in value.items()}
+        else:
+            state[key] = _copy_value(value, memo)
+    return twin
+
+
+def _from_torch(cls: type) -> bool:
+    return cls.__setstate__.__module__.startswith("torch.nn.")  # type: ignore[attr-defined,no-any-return]
+
+
 @dataclass(frozen=True)
 class Template:
     """A model ready to be copied: its tensors by name and their meta twins."""
@@ -85,7 +131,7 @@ class Template:
         """A fresh copy of the model with the meta twins in place of its tensors."""
         memo: dict[int, Any] = dict(self.twins)
         try:
-            duplicate = copy.deepcopy(self.model, memo)
+            duplicate = _copy_module(self.model, memo)
         except TraceError:
             raise
         except Exception as error:

@@ -38,20 +38,21 @@ class Recorder(TorchFunctionMode):
     """A mode that records torch-level calls on tensors that it knows.
 
     names: id(meta tensor) -> qualified name of the parameter, buffer or plain attribute.
-    real: name -> the tensor with data, for constants. modules: id(module) -> path.
+    real: name -> the tensor with data, for constants. owners: path -> module of the copy.
     """
 
     def __init__(
         self,
         names: dict[int, str],
         real: dict[str, Tensor],
-        modules: dict[int, str],
+        owners: dict[str, nn.Module],
         device: torch.device,
     ) -> None:
         super().__init__()
         self.names = names.copy()
         self.real = real
-        self.modules = modules
+        self.owners = owners
+        self.modules = {id(module): path for path, module in owners.items()}
         self.device = device
         self.records: list[Record] = []
         self.refs: dict[int, Ref] = {}
@@ -60,6 +61,7 @@ class Recorder(TorchFunctionMode):
         self.constants: dict[str, Tensor] = {}
         self.created: dict[str, nn.Module] = {}
         self.reached: dict[str, type] = {}
+        self.plain: dict[str, type] = {}
         self.stack: list[str] = [""]
         self.replay = Replay(self)
         self.busy = False
@@ -124,7 +126,8 @@ class Recorder(TorchFunctionMode):
         """Remember the tensors in a result; one that is an argument itself becomes an alias."""
         if isinstance(result, Tensor):
             if given is not None and id(result) in given:
-                result = result.detach()
+                with torch._C.DisableTorchFunction():
+                    result = result.detach()
             self.refs[id(result)] = Ref(index, path)
             self.keep.append(result)
             return result
@@ -255,9 +258,9 @@ class Recorder(TorchFunctionMode):
         run = [p[1] for p in pairs]
         run_kwargs = {k: p[1] for k, p in named.items()}
         rule = shapes.MODULES.get(leaves.leaf_base(module))
-        result = rule(module, *run, **run_kwargs) if rule is not None else None
-        if result is None:
-            with self.paused():
+        with self.paused():
+            result = rule(module, *run, **run_kwargs) if rule is not None else None
+            if result is None:
                 result = module.forward(*run, **run_kwargs)
         if not _has_tensor(result):
             return result
@@ -293,7 +296,7 @@ class Recorder(TorchFunctionMode):
     def capture(self, output: Any) -> Capture:
         """The finished capture; `output` is the forward's result with references in it."""
         return Capture(
-            self.records, output, self.log, self.constants, self.created, self.reached
+            self.records, output, self.log, self.constants, self.created, self.reached, self.plain
         )
 
 

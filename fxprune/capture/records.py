@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fxprune.capture.sizes import Log
+from fxprune.modules import DropPath
 
 
 class Ref:
@@ -76,7 +77,21 @@ class Capture:
     constants: Mapping[str, torch.Tensor]
     created: Mapping[str, torch.nn.Module]
     reached: Mapping[str, type]
-    inner: tuple[str, ...] = ()
+    plain: Mapping[str, type] = field(default_factory=dict)
+
+
+    @property
+    def drop_paths(self) -> frozenset[str]:
+        """The modules that became our DropPath."""
+        return frozenset(p for p, m in self.created.items() if isinstance(m, DropPath))
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A literal that depends on the mode."""
+
+    train_value: Any
+    eval_value: Any
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,124 @@
-"""Output shapes by formula, for operations whose meta kernels are slow Python decompositions."""
+"""Output shapes by formula, for operations whose meta kernels are slow Python decompositions.
+
+A rule returns None where it does not apply (other layouts, dtypes, arguments); the real meta
+kernel then runs, and raises if the sizes do not fit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-FUNCTIONS: dict[Any, Callable[..., Any]] = {}
-MODULES: dict[Any, Callable[..., Any]] = {}
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+Rule = Callable[..., Any]
+FUNCTIONS: dict[Any, Rule] = {}
+MODULES: dict[Any, Rule] = {}
+
+
+def _new(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return torch.empty(shape, dtype=x.dtype, device="meta")
+
+
+def _plain(*tensors: Tensor | None) -> bool:
+    """Whether all tensors are contiguous, on meta, and of one dtype."""
+    kept = [t for t in tensors if t is not None]
+    return all(t.is_contiguous() and t.is_meta and t.dtype == kept[0].dtype for t in kept)
+
+
+def _like(x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Elementwise on a contiguous floating tensor."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not _plain(x):
+        return None
+    return x if kwargs.get("inplace") or (args and args[-1] is True) else _new(x, x.shape)
+
+
+def _like_module(module: nn.Module, x: Any) -> Any:
+    return _like(x, inplace=getattr(module, "inplace", False))
+
+
+def _dropout(module: nn.Module, x: Any) -> Any:
+    return x if isinstance(x, Tensor) and not module.training else None
+
+
+def _conv(module: _ConvNd, x: Any) -> Any:
+    weight = module.weight
+    if not isinstance(x, Tensor) or isinstance(module, _ConvTransposeNd):
+        return None
+    if x.dim() != weight.dim() or x.shape[1] != module.in_channels or not _plain(x, weight):
+        return None
+    if isinstance(module.padding, str):
+        return None
+    sizes = [
+        (s + 2 * p - d * (k - 1) - 1) // st + 1
+        for s, p, d, k, st in zip(
+            x.shape[2:], module.padding, module.dilation, weight.shape[2:], module.stride,
+            strict=True,
+        )
+    ]  # fmt: skip
+    return _new(x, (x.shape[0], weight.shape[0], *sizes)) if min(sizes) > 0 else None
+
+
+def _batch_norm(module: _BatchNorm, x: Any) -> Any:
+    if module.training or not isinstance(x, Tensor) or x.dim() < 2 or not _plain(x, module.weight):
+        return None
+    return _new(x, x.shape) if x.shape[1] == module.num_features else None
+
+
+def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    if not isinstance(x, Tensor) or x.dim() < 2 or weight.dim() != 2 or not x.numel():
+        return None
+    if x.shape[-1] != weight.shape[1] or not _plain(x, bias) or x.dtype != weight.dtype:
+        return None
+    return _new(x, (*x.shape[:-1], weight.shape[0]))
+
+
+def _linear_module(module: nn.Linear, x: Any) -> Any:
+    return _linear(x, module.weight, module.bias)
+
+
+def _layer_norm(x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5) -> Any:
+    sizes = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+    if not isinstance(x, Tensor) or not _plain(x, weight, bias):
+        return None
+    return _new(x, x.shape) if tuple(x.shape[-len(sizes) :]) == sizes else None
+
+
+def _layer_norm_module(module: nn.LayerNorm, x: Any) -> Any:
+    return _layer_norm(x, module.normalized_shape, module.weight, module.bias)
+
+
+def _group_norm(module: nn.GroupNorm, x: Any) -> Any:
+    if not isinstance(x, Tensor) or x.dim() < 2 or not _plain(x, module.weight):
+        return None
+    return _new(x, x.shape) if x.shape[1] == module.num_channels else None
+
+
+MODULES.update(dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv))
+MODULES.update(dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm))
+MODULES.update(
+    dict.fromkeys(
+        (
+            nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid,
+            nn.Tanh, nn.LeakyReLU, nn.ELU, nn.Mish, nn.Softplus, nn.Hardtanh, nn.Softmax,
+            nn.LogSoftmax,
+        ),
+        _like_module,
+    )
+)  # fmt: skip
+MODULES.update(dict.fromkeys((nn.Dropout, nn.Dropout2d, nn.Dropout3d), _dropout))
+MODULES[nn.Identity] = lambda module, *args, **kwargs: args[0] if args else None
+MODULES[nn.Linear] = _linear_module
+MODULES[nn.LayerNorm] = _layer_norm_module
+MODULES[nn.GroupNorm] = _group_norm
+FUNCTIONS.update(
+    dict.fromkeys(
+        (F.gelu, F.silu, F.hardswish, F.hardsigmoid, F.relu, F.relu6, F.softplus, F.mish), _like
+    )
+)
+FUNCTIONS[F.linear] = _linear
+FUNCTIONS[F.layer_norm] = _layer_norm

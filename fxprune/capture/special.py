@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxprune.capture import constants, targets
+from fxprune.capture import constants, leaves, targets
 from fxprune.capture.sizes import numel_of, plain, sized
 
 if TYPE_CHECKING:
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 Handler = Callable[["Recorder", Any, tuple[Any, ...], dict[str, Any]], Any]
 HANDLERS: dict[Any, Handler] = {}
+_BATCH_NORM = (
+    "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
+)  # fmt: skip
 
 
 def _handles(*functions: Any) -> Callable[[Handler], Handler]:
@@ -157,6 +162,29 @@ def _literal(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         return recorder.call(func, args, kwargs)
     with recorder.paused():
         return recorder.constant(func(*args, **{**kwargs, "device": "cpu"}))[1]
+
+
+@_handles(F.batch_norm)
+def _batch_norm(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """F.batch_norm on the tensors of one BatchNorm module (a subclass's) is that module."""
+    given = dict(zip(_BATCH_NORM, args, strict=False)) | kwargs
+    path = recorder.names.get(id(given.get("running_mean")), "").rpartition(".")[0]
+    module = recorder.owners.get(path)
+    base = None if module is None else leaves.torch_base(type(module), _BatchNorm)
+    if base is None or not all(
+        given.get(key) is getattr(module, key)
+        for key in ("running_mean", "running_var", "weight", "bias")
+    ):
+        return recorder.call(func, args, kwargs)
+    same = (given.get("momentum", 0.1), given.get("eps", 1e-5), bool(given.get("training", False)))
+    if same != (module.momentum, module.eps, module.training):
+        return recorder.call(func, args, kwargs)
+    recorder.plain[path] = base
+    index = recorder.add("call_module", path, (recorder.convert(given["input"])[0],), {})
+    recorder.replay.note(index, (), {}, None, True)
+    with torch._C.DisableTorchFunction():
+        result = torch.empty_like(given["input"])
+    return recorder.track(result, index, None)
 
 
 def _only_numbers(data: Any) -> bool:
