@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from fxprune.criteria import Criterion, criterion_name, find_criterion
 from fxprune.errors import PlanError
 from fxprune.groups import Group
 from fxprune.plans import AnalysisLike, PruningPlan
+from fxprune.plans.base import short
 
 Scores = Mapping[str, Tensor]
 
@@ -83,7 +85,7 @@ def plan(
     return PruningPlan.build(analysis, kept, criterion_name(criterion), fraction, scope)
 
 
-def _sparsity(sparsity: object) -> float:
+def _sparsity(sparsity: Any) -> float:
     if sparsity is None:
         raise PlanError(
             "How much should go? Pass sparsity=, the fraction of units to remove: for example 0.5."
@@ -93,9 +95,10 @@ def _sparsity(sparsity: object) -> float:
             f"sparsity must be a number in [0, 1), the fraction of units to remove; got "
             f"{sparsity!r}, a {type(sparsity).__name__}."
         )
-    if not 0 <= float(sparsity) < 1:  # false for NaN, too
+    if not 0 <= sparsity < 1:  # NaN compares false
         raise PlanError(
-            f"sparsity is the fraction of units to remove and must lie in [0, 1); got {sparsity!r}."
+            "sparsity is the fraction of units to remove and must lie in [0, 1); got "
+            f"{short(sparsity)}."
         )
     return float(sparsity)
 

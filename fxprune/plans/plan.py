@@ -67,6 +67,10 @@ class PruningPlan:
                 f"The plan has version {self.version!r}, and this fxprune reads version {VERSION}: "
                 "make the plan again, or use the fxprune that wrote it."
             )
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise PlanError(
+                f"The plan's sparsity must lie in [0, 1) or be None; it is {short(self.sparsity)}."
+            )
         rows = {name: check_kept(self._at(name), row) for name, row in self.kept_units.items()}
         losing = {name: row for name, row in rows.items() if width(row) < self._at(name).size}
         # The fields are canonical from here on, so that equal plans compare equal.

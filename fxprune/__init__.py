@@ -1,0 +1,43 @@
+"""Structured pruning as a compiler pass: trace, analyze, plan, rewrite, verify."""
+
+from fxprune.allocation import NothingPrunedWarning, plan, score
+from fxprune.analysis import Analysis, analyze
+from fxprune.capture import trace
+from fxprune.criteria import Criterion
+from fxprune.drivers import PruneReport, PruneResult, prune
+from fxprune.errors import (
+    AnalysisError,
+    CheckpointError,
+    FxpruneError,
+    PlanError,
+    RewriteError,
+    TraceError,
+    VerifyError,
+)
+from fxprune.groups import Group, Member
+from fxprune.plans import PruningPlan
+from fxprune.rewriter import rewrite
+
+__all__ = [
+    "Analysis",
+    "AnalysisError",
+    "CheckpointError",
+    "Criterion",
+    "FxpruneError",
+    "Group",
+    "Member",
+    "NothingPrunedWarning",
+    "PlanError",
+    "PruneReport",
+    "PruneResult",
+    "PruningPlan",
+    "RewriteError",
+    "TraceError",
+    "VerifyError",
+    "analyze",
+    "plan",
+    "prune",
+    "rewrite",
+    "score",
+    "trace",
+]
