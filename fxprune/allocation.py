@@ -90,7 +90,8 @@ def _sparsity(sparsity: Any) -> float:
         raise PlanError(
             "How much should go? Pass sparsity=, the fraction of units to remove: for example 0.5."
         )
-    if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
+    is_number = isinstance(sparsity, Real) and not isinstance(sparsity, bool)
+    if not is_number:
         raise PlanError(
             f"sparsity must be a number in [0, 1), the fraction of units to remove; got "
             f"{sparsity!r}, a {type(sparsity).__name__}."

@@ -105,7 +105,8 @@ def test_the_report_counts_what_is_there(model: nn.Module) -> None:
     text = str(report)
     for row in report.groups:
         assert (f"\n{row.name} " in text) == (row.units_after < row.units_before)
-    assert "2 x 4    2 x 2" in text
+    # 288 weights and 8 biases of the grouped convolution, 16 of the norm, 64 columns of expand.
+    assert "grouped.weight:0 2 x 4 2 x 2 376 100 yes" in " ".join(text.split())
     assert f"Parameters: {report.parameters_before:,} -> {report.parameters_after:,} (" in text
 
 
