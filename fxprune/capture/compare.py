@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -12,8 +14,10 @@ import torch
 from fxprune.capture.records import Attr, Capture, Expr, Rebuilt, Record, Ref
 from fxprune.capture.sizes import SizeFloat, SizeInt, plain, size_of
 
-#: a size of an input, as an expression -> its value in each capture
-Known = Mapping[Expr, tuple[int, ...]]
+#: a size of an input, as an expression -> (its value in each capture, the unit of its changes)
+Known = Mapping[Expr, tuple[tuple[int, ...], int]]
+# Functions that may be constant at the sizes tried and not at others.
+_UNEVEN = frozenset({operator.mod, math.ceil, math.floor, math.trunc, round})
 
 
 class Mismatch(Exception):
@@ -103,34 +107,61 @@ def _merge_numbers(values: tuple[Any, ...], known: Known) -> Any:
     numbers = tuple(plain(v) for v in values)
     if any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
         raise Mismatch(f"has argument {_several(values)}")
-    if all(n == numbers[0] or n != n for n in numbers):
-        return numbers[0]
     base = values[0]
+    constant = all(n == numbers[0] or n != n for n in numbers)
+    if constant and not _is_uneven(values):
+        return numbers[0]
     if all(isinstance(v, (SizeInt, SizeFloat)) and v.fn is base.fn for v in values):
         try:
-            return Expr(base.fn, merge(tuple(v.args for v in values), known))
+            args = merge(tuple(v.args for v in values), known)
+            return Expr(base.fn, args) if not constant or _varies(args) else numbers[0]
         except Mismatch:
             pass  # computed differently, yet it may be the same function of one size
+    if constant:
+        return numbers[0]
     fitted = _fit(numbers, known)
     if fitted is None:
         raise Mismatch(f"has {_several(numbers)} where a size is expected to follow the inputs")
     return fitted
 
 
+def _is_uneven(values: Any) -> bool:
+    """Whether equal sizes were computed by rounding, so that they need not stay equal."""
+    if not all(isinstance(v, (SizeInt, SizeFloat)) for v in values):
+        return False
+    fn = values[0].fn
+    if fn in _UNEVEN:
+        return True
+    if fn is operator.floordiv and any(plain(v.args[0]) % (plain(v.args[1]) or 1) for v in values):
+        return True
+    if any(len(v.args) != len(values[0].args) for v in values):
+        return False
+    return any(_is_uneven(items) for items in zip(*(v.args for v in values), strict=True))
+
+
+def _varies(args: tuple[Any, ...]) -> bool:
+    return any(isinstance(a, Expr) for a in args)
+
+
 def _fit(numbers: tuple[Any, ...], known: Known) -> Expr | None:
-    """`k * size + c` through all the numbers, k and c integers, for a size of an input."""
+    """`k * size + c` through all the numbers, k and c integers, for a size of an input.
+
+    Sizes that change by multiples of a unit only (there is a guard then) may be divided by it.
+    """
     if not all(isinstance(n, int) for n in numbers) or len(numbers) < 3:
         return None
-    for size, sizes in known.items():
+    for size, (sizes, unit) in known.items():
         if sizes[1] == sizes[0]:
             continue
-        k, rest = divmod(numbers[1] - numbers[0], sizes[1] - sizes[0])
-        if rest or k == 0:
+        slope = Fraction(numbers[1] - numbers[0], sizes[1] - sizes[0])
+        k, q = slope.numerator, slope.denominator
+        if k == 0 or unit % q:
             continue
-        c = numbers[0] - k * sizes[0]
-        if all(n == k * s + c for n, s in zip(numbers, sizes, strict=True)):
-            scaled = size if k == 1 else Expr(operator.mul, (size, k))
-            return scaled if c == 0 else Expr(operator.add, (scaled, c))
+        c = q * numbers[0] - k * sizes[0]
+        if all(q * n == k * s + c for n, s in zip(numbers, sizes, strict=True)):
+            result = size if k == 1 else Expr(operator.mul, (size, k))
+            result = result if c == 0 else Expr(operator.add, (result, c))
+            return result if q == 1 else Expr(operator.floordiv, (result, q))
     return None
 
 

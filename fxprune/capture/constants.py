@@ -44,7 +44,8 @@ class Replay:
         constant = not opaque and self._is_constant((args, kwargs))
         self.constant[index] = constant
         if isinstance(written, Tensor) and not constant:
-            storage = written.untyped_storage()
+            with torch._C.DisableTorchFunction():
+                storage = written.untyped_storage()
             self.kept.append(storage)
             self.tainted.add(storage._cdata)
 
@@ -76,7 +77,8 @@ class Replay:
 
     def is_tainted(self, tensor: Tensor) -> bool:
         """Whether something that is not constant was written into the storage of a meta tensor."""
-        return tensor.untyped_storage()._cdata in self.tainted
+        with torch._C.DisableTorchFunction():
+            return tensor.untyped_storage()._cdata in self.tainted
 
     def _run(self, index: int) -> Any:
         record = self.recorder.records[index]

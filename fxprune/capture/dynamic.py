@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fxprune.capture.compare import Mismatch, input_size, merge_captures
@@ -35,6 +35,7 @@ class Found:
     dynamic: Mapping[str, tuple[int, ...]]
     specialised: Mapping[str, Mapping[int, tuple[int, str]]]
     shared: tuple[tuple[Place, tuple[Place, ...]], ...] = ()
+    steps: tuple[tuple[Place, int, int], ...] = ()
 
 
 @dataclass
@@ -43,21 +44,26 @@ class _Search:
     base: Capture
     leaves: Mapping[str, Leaf]
     reasons: dict[Symbol, str] = field(default_factory=dict)
+    careful: bool = False
 
-    def attempt(self, chosen: Sequence[Symbol]) -> Capture | str:
+    def attempt(self, chosen: Sequence[Symbol], careful: bool) -> Capture | str:
         """The merged capture if these symbols can vary together, otherwise why not."""
         if not chosen:
             return merge_captures((self.base,), {})
         captures = [self.base]
+        trials = {s: s.careful if careful else s.wide for s in chosen}
         for trial in (0, 1):
-            sizes = {place: s.trials[trial] for s in chosen for place in s.places}
+            sizes = {place: trials[s][trial] for s in chosen for place in s.places}
             try:
                 captures.append(self.run(sizes))
             except Exception as error:
-                first = str(error).strip().split("\n")[0]
+                first = str(error).strip().split("\n")[0][:160]
                 return f"the model fails at another size: {type(error).__name__}: {first}"
         known = {
-            input_size(self.leaves[label].place, self.leaves[label].path, dim): (s.size, *s.trials)
+            input_size(self.leaves[label].place, self.leaves[label].path, dim): (
+                (s.size, *trials[s]),
+                s.unit if careful else 1,
+            )
             for s in chosen
             for label, dim in s.places[:1]
         }
@@ -66,37 +72,46 @@ class _Search:
         except Mismatch as error:
             return str(error)
 
+    def either(self, chosen: Sequence[Symbol]) -> Capture | str:
+        """`attempt` at the wide trial sizes, then at the careful ones."""
+        self.careful = False
+        result = self.attempt(chosen, careful=False)
+        if isinstance(result, str) and any(s.wide != s.careful for s in chosen):
+            self.careful = True
+            result = self.attempt(chosen, careful=True)
+        return result
+
     def best(self, candidates: Sequence[Symbol]) -> tuple[Capture, list[Symbol]]:
         """The capture in which as many symbols vary as can be proven."""
-        whole = self.attempt(candidates)
+        whole = self.either(candidates)
         if isinstance(whole, Capture):
             return whole, list(candidates)
         if len(candidates) == 1:
             self.reasons[candidates[0]] = whole
             return self._none()
         alone: list[Symbol] = []
-        last: tuple[Capture, list[Symbol]] | None = None
+        last: Capture | None = None
         for symbol in candidates:
-            result = self.attempt([symbol])
+            result = self.attempt([symbol], careful=True)
             if isinstance(result, Capture):
                 alone.append(symbol)
-                last = result, [symbol]
+                last = result
             else:
                 self.reasons[symbol] = result
-        if last is None:
-            return self._none()
-        if len(alone) == 1:
-            return last
+        if last is not None and len(alone) == 1 and alone[0].wide == alone[0].careful:
+            self.careful = False
+            return last, alone
         return self._together(alone)
 
     def _together(self, alone: list[Symbol]) -> tuple[Capture, list[Symbol]]:
-        result = self.attempt(alone)
+        result = self.either(alone)
         if isinstance(result, Capture):
             return result, alone
         kept: list[Symbol] = []
         best: Capture | None = None
+        self.careful = True
         for symbol in alone:
-            result = self.attempt([*kept, symbol])
+            result = self.attempt([*kept, symbol], careful=True)
             if isinstance(result, Capture):
                 kept.append(symbol)
                 best = result
@@ -105,7 +120,7 @@ class _Search:
         return (best, kept) if best is not None else self._none()
 
     def _none(self) -> tuple[Capture, list[Symbol]]:
-        result = self.attempt([])
+        result = self.attempt([], careful=False)
         assert isinstance(result, Capture)
         return result, []
 
@@ -170,7 +185,13 @@ def search(
                 f"vary: {searcher.reasons[symbol]}. Leave it out of dynamic=, or change the model "
                 "at that line so that it computes the size from its input."
             )
-    return _found(inputs, capture, chosen, everything, searcher.reasons)
+    found = _found(inputs, capture, chosen, everything, searcher.reasons)
+    steps = tuple(
+        (Place(leaves[s.places[0][0]], s.places[0][1]), s.size, s.unit)
+        for s in chosen
+        if searcher.careful and s.unit > 1
+    )
+    return replace(found, steps=steps)
 
 
 def _found(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.capture import leaves
+from fxprune.capture import guards, leaves
 from fxprune.capture.metacopy import Template
 from fxprune.capture.records import Attr, Capture, Expr, Mode, Rebuilt, Record, Ref, Spec
 from fxprune.capture.sizes import numel_of, plain, size_of
@@ -115,6 +115,10 @@ class Emitter:
     def emit(self) -> None:
         """Emit every record behind the placeholders, which the caller made."""
         written = _written(self.capture.records)
+        conditions: dict[int, list[Any]] = {}
+        for condition in self.capture.log:
+            conditions.setdefault(max(last_ref(condition[1]), self.places - 1), []).append(condition)
+        self.conditions(conditions.get(self.places - 1, []))
         for index in range(self.places, len(self.capture.records)):
             record = self.capture.records[index]
             if record.target in LITERALS and index not in written and _is_literal(record):
@@ -132,6 +136,15 @@ class Emitter:
             if record.shape is not None:
                 self.shapes[node] = record.shape
             self.nodes.append(node)
+            self.conditions(conditions.get(index, []))
+
+    def conditions(self, conditions: Sequence[Any]) -> None:
+        """Guard the comparisons of sizes that decided the path through the model."""
+        for fn, args, outcome in conditions:
+            values = tuple(self.value(a) for a in args)
+            condition = self.graph.call_function(fn, values)
+            what = f"{fn.__name__}({', '.join(str(v) for v in values)}), which was {outcome},"
+            self.graph.call_function(guards.holds, (condition, outcome, what))
 
     def literal(self, record: Record) -> fx.Node:
         """A tensor made from Python numbers becomes a buffer."""
@@ -176,6 +189,17 @@ class Emitter:
         if isinstance(value, dict):
             return {key: self.output(item) for key, item in value.items()}
         return self.value(value)
+
+
+def last_ref(value: Any) -> int:
+    """The largest record number that a value refers to; -1 if it refers to none."""
+    if isinstance(value, Ref):
+        return value.index
+    if isinstance(value, Expr):
+        return last_ref(value.args)
+    if isinstance(value, tuple):
+        return max((last_ref(item) for item in value), default=-1)
+    return -1
 
 
 def _written(records: Sequence[Record]) -> set[int]:

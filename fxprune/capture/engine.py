@@ -69,16 +69,23 @@ def trace(model: Any, example_inputs: Any, dynamic: Dynamic | None = None) -> fx
     emitter = Emitter(capture, source, len(inputs.names))
     _emit_inputs(emitter, inputs, found)
     emitter.emit()
-    _emit_conditions(emitter, capture)
     emitter.set_output()
     gm = build(emitter, model)
     gm.meta["fxprune"] = TraceInfo(
         dropped=_dropped(model, gm, capture),
         dynamic=found.dynamic,
         specialised=found.specialised,
+        steps=_steps(found),
         mode_notes=notes,
     )
     return gm
+
+
+def _steps(found: dims.Found) -> dict[str, dict[int, int]]:
+    steps: dict[str, dict[int, int]] = {}
+    for place, _, unit in found.steps:
+        steps.setdefault(place.leaf.label, {})[place.dim] = unit
+    return steps
 
 
 def _first(source: Template, inputs: Inputs) -> Capture:
@@ -130,14 +137,9 @@ def _emit_inputs(emitter: Emitter, inputs: Inputs, found: dims.Found) -> None:
             args = (emitter.size(other.expr), emitter.size(first.expr))
             name = f"dimension {other.dim} of {other.leaf.label!r}"
             graph.call_function(guards.same_size, (*args, name, reference))
-
-
-def _emit_conditions(emitter: Emitter, capture: Capture) -> None:
-    for fn, args, outcome in capture.log:
-        values = tuple(emitter.value(a) for a in args)
-        condition = emitter.graph.call_function(fn, values)
-        what = f"{fn.__name__}({', '.join(str(v) for v in values)}), which was {outcome},"
-        emitter.graph.call_function(guards.holds, (condition, outcome, what))
+    for place, size, unit in found.steps:
+        name = f"dimension {place.dim} of {place.leaf.label!r}"
+        graph.call_function(guards.stepped_size, (emitter.size(place.expr), size, unit, name))
 
 
 def _dropped(model: nn.Module, gm: fx.GraphModule, capture: Capture) -> tuple[str, ...]:

@@ -46,6 +46,17 @@ def same_size(size: int, other: int, name: str, reference: str) -> None:
 
 
 @has_side_effect
+def stepped_size(size: int, traced: int, unit: int, name: str) -> None:
+    """Raise TraceError unless a size differs from the traced one by a multiple of `unit`."""
+    if (size - traced) % unit:
+        raise TraceError(
+            f"{name} has size {size}, but the graph holds only for sizes that differ from the "
+            f"traced {traced} by multiples of {unit} (at others the model takes another path). "
+            "Trace it again with an input of that size."
+        )
+
+
+@has_side_effect
 def fixed_value(value: Any, expected: Any, name: str) -> None:
     """Raise TraceError unless a non-tensor input has the value it was traced with."""
     if type(value) is not type(expected) or value != expected:
@@ -63,3 +74,10 @@ def holds(condition: bool, expected: bool, what: str) -> None:
             f"with these input sizes the model takes a path that was not traced ({what} is now "
             f"{bool(condition)}). Trace it again with example inputs of such sizes."
         )
+
+
+def new_object(cls: type, state: dict[str, Any]) -> Any:
+    """An object of a class with the given attributes, made without calling its constructor."""
+    made = object.__new__(cls)
+    made.__dict__.update(state)
+    return made

@@ -154,31 +154,45 @@ def bind(model: nn.Module, example_inputs: Any) -> Inputs:
 
 @dataclass(frozen=True)
 class Symbol:
-    """Input dimensions that vary together: (label, dim) pairs, their example size, trial sizes."""
+    """Input dimensions that vary together: (label, dim) pairs, their example size, trial sizes.
+
+    `wide` trial sizes are far from the example and have no divisor in common with it: they show
+    what only seems constant near the example. `careful` ones are for models that bear less: for
+    images they differ from the example by multiples of `unit`, for sequences they are close.
+    """
 
     places: tuple[tuple[str, int], ...]
     size: int
-    trials: tuple[int, int]
-    demanded: bool = False
+    wide: tuple[int, int]
+    careful: tuple[int, int]
+    unit: int
 
     def describe(self) -> str:
         """For messages: the dimension(s) by name."""
         return ", ".join(f"dimension {dim} of {label!r}" for label, dim in self.places)
 
 
-# Increments of the two trial sizes, pairwise not proportional, so that a literal that follows a
-# size follows only one. The first is for the batch.
-_STEPS = ((1, 3), (1, 2), (2, 3), (5, 11), (3, 7), (4, 9), (3, 8), (5, 7), (7, 11), (5, 13))
+# Increments of the two trial sizes. Their ratios all differ, so that a literal that follows a size
+# follows only one.
+_BATCH = (3, 37)
+_IMAGE = ((229, 509), (331, 617), (257, 719), (271, 523))
+_UNITS = ((7, 16), (10, 19), (8, 23), (9, 17))
+_FAR = ((37, 1511), (43, 1307), (53, 1811), (59, 1613), (61, 1213))
+_NEAR = ((5, 11), (6, 13), (9, 20), (7, 16), (8, 19))
 
 
-def _trials(size: int, order: int) -> tuple[int, int]:
-    first, second = _STEPS[order % len(_STEPS)]
-    scale = 1 + order // len(_STEPS)
-    # Sizes of images stay multiples of the strides that divide them.
-    unit = next((u for u in (32, 16, 8) if size >= u and size % u == 0), 1) if order else 1
-    if unit == 1 and order:
-        first, second = first + 4, second + 9
-    return size + first * unit * scale, size + second * unit * scale
+def _symbol(places: list[tuple[str, int]], size: int, order: int, image: bool) -> Symbol:
+    def pair(table: tuple[tuple[int, int], ...], unit: int = 1) -> tuple[int, int]:
+        first, second = table[order % len(table)]
+        scale = unit * (1 + order // len(table))
+        return size + first * scale, size + second * scale
+
+    if places[0][1] == 0 and order == 0:
+        batch = (size + _BATCH[0], size + _BATCH[1])
+        return Symbol(tuple(places), size, batch, batch, 1)
+    if image:
+        return Symbol(tuple(places), size, pair(_IMAGE), pair(_UNITS, 32), 32)
+    return Symbol(tuple(places), size, pair(_FAR), pair(_NEAR), 1)
 
 
 def symbols(leaves: Sequence[Leaf]) -> list[Symbol]:
@@ -189,14 +203,17 @@ def symbols(leaves: Sequence[Leaf]) -> list[Symbol]:
     left out.
     """
     places: dict[tuple[int, int], list[tuple[str, int]]] = {}
+    images: set[tuple[int, int]] = set()
     for leaf in leaves:
         for dim, size in enumerate(leaf.tensor.shape):
             places.setdefault((dim, size), []).append((leaf.label, dim))
-    ordered = sorted(places.items(), key=lambda item: (item[0][0], item[0][1]))
-    result: list[Symbol] = []
-    for order, ((_, size), where) in enumerate(ordered):
-        result.append(Symbol(tuple(where), size, _trials(size, order)))
-    return result
+            if dim >= 2 and leaf.tensor.dim() >= 4 and leaf.tensor.is_floating_point():
+                images.add((dim, size))
+    ordered = sorted(places.items(), key=lambda item: item[0][0])
+    return [
+        _symbol(where, size, order, (dim, size) in images)
+        for order, ((dim, size), where) in enumerate(ordered)
+    ]
 
 
 def is_channel(leaf: Leaf, dim: int) -> bool:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxprune.capture import guards
 from fxprune.capture.records import Rebuilt, Spec
+from fxprune.capture.sizes import SizeFloat, SizeInt
 from fxprune.errors import TraceError
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ def referenced(recorder: Recorder, value: Any) -> Any:
     if isinstance(value, Tensor):
         return recorder.convert_tensor(value)[0]
     kind = type(value)
+    if kind in (SizeInt, SizeFloat):
+        return value
     if kind in (tuple, list):
         return kind(referenced(recorder, item) for item in value)
     if kind is dict:
@@ -45,16 +49,33 @@ def referenced(recorder: Recorder, value: Any) -> Any:
 
 
 def _registered(recorder: Recorder, value: Any) -> Any:
+    """A class registered as a pytree, or any object that holds tensors in its attributes."""
     flat, spec = pytree.tree_flatten(value)
-    if len(flat) == 1 and flat[0] is value:
-        return value
-    if not any(isinstance(item, Tensor) for item in flat):
-        return value
     if not spec.is_leaf():
-        return Rebuilt(
-            pytree.tree_unflatten, ([referenced(recorder, item) for item in flat], Spec(spec)), {}
+        items = [referenced(recorder, item) for item in flat]
+        return Rebuilt(pytree.tree_unflatten, (items, Spec(spec)), {})
+    if not _holds_tensors(value):
+        return value if type(value) in _LITERAL else Spec(value)
+    if not hasattr(value, "__dict__"):
+        raise TraceError(
+            f"the model returns a {type(value).__name__}, whose tensors cannot be found. Register "
+            "the class with torch.utils._pytree.register_pytree_node, or return tensors, tuples "
+            "and dicts."
         )
-    raise TraceError(
-        f"the model returns a {type(value).__name__}, whose tensors cannot be found. Register the "
-        "class with torch.utils._pytree.register_pytree_node, or return tensors, tuples and dicts."
-    )
+    state = {key: referenced(recorder, item) for key, item in vars(value).items()}
+    return Rebuilt(guards.new_object, (Spec(type(value)), state), {})
+
+
+_LITERAL = frozenset({int, float, bool, str, type(None), complex, torch.dtype, torch.device})
+
+
+def _holds_tensors(value: Any, depth: int = 4) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if depth == 0:
+        return False
+    if isinstance(value, (list, tuple)):
+        return any(_holds_tensors(item, depth - 1) for item in value)
+    if isinstance(value, Mapping):
+        return any(_holds_tensors(item, depth - 1) for item in value.values())
+    return any(_holds_tensors(item, depth - 1) for item in getattr(value, "__dict__", {}).values())

@@ -123,11 +123,13 @@ class TraceInfo:
     """What a capture decided; in `gm.meta["fxprune"]`.
 
     dynamic: input -> dimensions that may have any size. specialised: input -> {dimension: (size,
-    reason)}. dropped: modules that forward never reached. mode_notes: where train mode may differ
+    reason)}. steps: input -> {dynamic dimension: n}, where sizes must differ from the traced one by
+    a multiple of n. dropped: modules that forward never reached. mode_notes: where train mode may differ
     from eval mode in a way that the graph does not follow.
     """
 
     dropped: tuple[str, ...] = ()
     dynamic: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     specialised: Mapping[str, Mapping[int, tuple[int, str]]] = field(default_factory=dict)
+    steps: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     mode_notes: tuple[str, ...] = ()

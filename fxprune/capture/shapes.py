@@ -64,7 +64,9 @@ def _conv(module: _ConvNd, x: Any) -> Any:
 
 
 def _batch_norm(module: _BatchNorm, x: Any) -> Any:
-    if module.training or not isinstance(x, Tensor) or x.dim() < 2 or not _plain(x, module.weight):
+    if not isinstance(x, Tensor) or x.dim() < 2 or not _plain(x, module.weight):
+        return None
+    if module.training and x.numel() == x.shape[1]:
         return None
     return _new(x, x.shape) if x.shape[1] == module.num_features else None
 
@@ -98,6 +100,36 @@ def _group_norm(module: nn.GroupNorm, x: Any) -> Any:
     return _new(x, x.shape) if x.shape[1] == module.num_channels else None
 
 
+def _binary(x: Any, y: Any) -> Any:
+    """Arithmetic on contiguous floating tensors whose result has the shape of one of them."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not _plain(x):
+        return None
+    if type(y) in (int, float):
+        return _new(x, x.shape)
+    if not isinstance(y, Tensor) or not _plain(x, y) or x.dim() < y.dim():
+        return None
+    tail = x.shape[x.dim() - y.dim() :]
+    return _new(x, x.shape) if all(b in (1, a) for a, b in zip(tail, y.shape, strict=True)) else None
+
+
+def _binary_in_place(x: Any, y: Any) -> Any:
+    return None if _binary(x, y) is None else x
+
+
+def _cat(tensors: Any, dim: Any = 0) -> Any:
+    if not isinstance(tensors, (list, tuple)) or not tensors:
+        return None
+    first = tensors[0]
+    if not _plain(*tensors) or any(t.dim() != first.dim() for t in tensors) or not first.dim():
+        return None
+    at = dim % first.dim()
+    shapes = [list(t.shape) for t in tensors]
+    total = sum(shape[at] for shape in shapes)
+    for shape in shapes:
+        shape[at] = total
+    return _new(first, shapes[0]) if all(shape == shapes[0] for shape in shapes) else None
+
+
 MODULES.update(dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv))
 MODULES.update(dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm))
 MODULES.update(
@@ -122,3 +154,6 @@ FUNCTIONS.update(
 )
 FUNCTIONS[F.linear] = _linear
 FUNCTIONS[F.layer_norm] = _layer_norm
+FUNCTIONS.update(dict.fromkeys((Tensor.add, Tensor.mul, Tensor.sub, Tensor.div), _binary))
+FUNCTIONS.update(dict.fromkeys((Tensor.add_, Tensor.mul_), _binary_in_place))
+FUNCTIONS[torch.cat] = _cat
