@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fxprune.axes import Atom, Axis, Concat, Product, factors_of, find, leaves, segments_of
 from fxprune.contexts import contexts
-from fxprune.groups import Group, Member
+from fxprune.errors import AnalysisError
+from fxprune.groups import Group, Member, Role
 from fxprune.maskable import flagged_atoms
 from fxprune.propagate import Propagation
 from fxprune.roles import Roles, roles_of
@@ -89,7 +90,7 @@ class _Draft:
     atoms: list[Atom]
     name: str = ""
     members: list[tuple[str, int]] = field(default_factory=list)
-    context: tuple[Atom, ...] = ()
+    context: Atom | None = None
 
     @property
     def size(self) -> int:
@@ -101,13 +102,13 @@ class Grouped:
     """The groups, in the order of the parameters, and where each atom's units are among them.
 
     units     the key of an atom → its group's name and the number of its first unit there
-    contexts  a group's name → the atoms whose indices make up its contexts
+    contexts  a group's name → the atom whose indices are its contexts
     """
 
     free: tuple[Group, ...]
     frozen: tuple[Group, ...]
     units: Mapping[int, tuple[str, int]]
-    contexts: Mapping[str, tuple[Atom, ...]]
+    contexts: Mapping[str, Atom]
 
 
 def build_groups(propagation: Propagation) -> Grouped:
@@ -170,50 +171,39 @@ class _Grouping:
                     majors[atom] = before if known is None else tuple(a for a in known if a in before)
         return majors
 
-    def _choose_contexts(self, majors: Mapping[Atom, tuple[Atom, ...]]) -> None:
-        """A context must itself be free of contexts, and stand before the atom wherever both share a dim."""
+    def _choose_contexts(self) -> None:
+        """Give each atom the largest context that it may have.
+
+        A context must itself have none, and stand before the atom wherever both share a dimension, so that
+        every context's indices are neighbours in row-major order.
+        """
         allowed = contexts(self.propagation)
         for draft in self.drafts:
-            (atom, *rest) = draft.atoms
-            if rest or atom.reason is not None or atom not in allowed:
-                continue
-            chosen = [
-                c
-                for c in sorted(allowed[atom], key=lambda a: a.key)
-                if c in self.usage and not self._has_context(c) and self._before(c, atom)
-            ]
-            draft.context = tuple(c for c in chosen if self._one_dimension(atom, chosen))
-
-    def _has_context(self, atom: Atom) -> bool:
-        return bool(self.draft_of[atom].context)
+            atom = draft.atoms[0]
+            if len(draft.atoms) == 1 and atom.reason is None:
+                candidates = [
+                    c
+                    for c in sorted(allowed.get(atom, ()), key=lambda a: (-a.size, a.key))
+                    if c in self.usage and not self.draft_of[c].context and self._before(c, atom)
+                ]
+                draft.context = candidates[0] if candidates else None
 
     def _before(self, context: Atom, atom: Atom) -> bool:
         for name, dim in self.usage[atom]:
             axis = self.layouts[name][dim]
             if context in leaves(axis) and any(
-                found is atom and context not in before for found, before in _majors_in(axis, (), True)
+                found is atom and context not in before
+                for found, before in _majors_in(axis, (), True)
             ):
                 return False
         return True
-
-    def _one_dimension(self, atom: Atom, chosen: Sequence[Atom]) -> bool:
-        """In every parameter, all contexts stand in one dimension, so that one index map describes them."""
-        return all(self._context_dim(name, dim, chosen) is not None for name, dim in self.usage[atom])
-
-    def _context_dim(self, name: str, dim: int, chosen: Sequence[Atom]) -> int | None:
-        layout = self.layouts[name]
-        for candidate in (dim, *(d for d in range(len(layout)) if d != dim)):
-            present = set(leaves(layout[candidate]))
-            if all(c in present for c in chosen):
-                return candidate
-        return None
 
     # -- the groups ------------------------------------------------------------------------------------
 
     def groups(self) -> Grouped:
         """Put the drafts, their contexts, roles and flags together."""
         majors = self._majors()
-        self._choose_contexts(majors)
+        self._choose_contexts()
         flags = flagged_atoms(self.propagation)
         roles = roles_of(self.propagation)
         free: list[Group] = []
@@ -227,7 +217,7 @@ class _Grouping:
             group = Group(
                 name=draft.name,
                 size=draft.size,
-                contexts=_product(c.size for c in draft.context),
+                contexts=1 if draft.context is None else draft.context.size,
                 members=tuple(self._members(draft, roles)),
                 maskable=reason is None and flag is None,
                 reason=reason,
@@ -239,32 +229,39 @@ class _Grouping:
             for draft in self.drafts
             for key, offset in _offsets(draft.atoms).items()
         }
-        chosen = {draft.name: draft.context for draft in self.drafts if draft.context}
+        chosen = {draft.name: draft.context for draft in self.drafts if draft.context is not None}
         return Grouped(tuple(free), tuple(frozen), MappingProxyType(units), MappingProxyType(chosen))
 
     def _members(self, draft: _Draft, roles: Roles) -> Iterable[Member]:
         offsets = _offsets(draft.atoms)
         for name, dim in draft.members:
-            unit = _unit_map(self.tables.of(self.layouts[name][dim]), offsets)
             role = roles.of(name, dim, draft.atoms[0])
-            context, context_dim = None, 0
-            if draft.context:
-                found = self._context_dim(name, dim, draft.context)
-                assert found is not None
-                context_dim = found
-                context = self._context_map(name, context_dim, draft.context)
-            yield Member(name, dim, role, unit, context, context_dim)
+            layout = self.layouts[name]
+            yield make_member(self.tables, name, layout, dim, role, offsets, draft.context)
 
-    def _context_map(self, name: str, dim: int, chosen: Sequence[Atom]) -> Tensor:
-        """Mixed-radix index of the chosen atoms' units along one dimension, -1 where one is absent."""
-        table = self.tables.of(self.layouts[name][dim])
-        total = torch.zeros(len(table.atoms), dtype=torch.int64)
-        absent = torch.zeros(len(table.atoms), dtype=torch.bool)
-        for atom in chosen:
-            unit = _unit_map(table, {atom.key: 0})
-            absent |= unit < 0
-            total = total * atom.size + unit
-        return torch.where(absent, -1, total)
+
+def make_member(
+    tables: ColumnTables,
+    name: str,
+    layout: Sequence[Axis],
+    dim: int,
+    role: Role,
+    offsets: Mapping[int, int],
+    context: Atom | None,
+) -> Member:
+    """The membership of one dimension of a tensor in the group of the atoms `offsets` numbers.
+
+    Raises AnalysisError if the context is nowhere in the tensor.
+    """
+    unit = _unit_map(tables.of(layout[dim]), offsets)
+    if context is None:
+        return Member(name, dim, role, unit)
+    others = (d for d in range(len(layout)) if d != dim)
+    for candidate in (dim, *others):
+        if context in leaves(layout[candidate]):
+            index = _unit_map(tables.of(layout[candidate]), {context.key: 0})
+            return Member(name, dim, role, unit, index, candidate)
+    raise AnalysisError(f"{name!r}: dimension {dim} has units per context, but no context {context!r}.")
 
 
 def _offsets(atoms: Sequence[Atom]) -> dict[int, int]:
@@ -303,10 +300,3 @@ def _majors_in(
     else:
         for atom in leaves(axis):
             yield atom, before
-
-
-def _product(sizes: Iterable[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total

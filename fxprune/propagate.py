@@ -31,9 +31,10 @@ _CONSTANT_LIMIT = 1 << 22
 
 @dataclass(frozen=True)
 class TensorAxes:
-    """Stands for a tensor in a node's value."""
+    """Stands for a tensor in a node's value; `key` identifies the tensor among the records."""
 
     axes: Layout
+    key: int
 
 
 @dataclass(frozen=True)
@@ -359,7 +360,7 @@ class _Interpreter(fx.Interpreter):
     def layouts_in(self, value: Any) -> Any:
         """`value` with each tensor replaced by its axes."""
         return tree_map(
-            lambda v: TensorAxes(self.mode.layout_of(v)) if isinstance(v, Tensor) else v, value
+            lambda v: TensorAxes(self.mode.layout_of(v), id(v)) if isinstance(v, Tensor) else v, value
         )
 
     def _declare_fixed(self, value: Any, reason: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 from fxprune.analysis import Analysis
 from fxprune.axes import Axis, Concat, Product, factors_of, find, leaves, segments_of
 from fxprune.errors import RewriteError
-from fxprune.grouping import ColumnTables
+from fxprune.grouping import ColumnTables, make_member
+from fxprune.groups import Group, Member
 from fxprune.plans import PruningPlan
+from fxprune.slicing import slice_parameter
 
 
 class Selection:
@@ -69,13 +72,40 @@ class Selection:
                 continue
             rows = (atoms[:, column] == key).nonzero()[:, 0]
             context = torch.zeros(len(rows), dtype=torch.int64)
-            for part in self.analysis.grouped.contexts.get(name, ()):
-                where = atoms[rows] == part.key
+            chosen = self.analysis.grouped.contexts.get(name)
+            if chosen is not None:
+                where = atoms[rows] == chosen.key
                 if not bool(where.any(1).all()):
                     raise RewriteError(
-                        f"the kept indices of {name!r} depend on a context that lies in another dimension of "
-                        f"{axis!r}, and an op takes this dimension apart by index."
+                        f"the kept indices of {name!r} depend on a context that lies in another dimension "
+                        f"than {axis!r}, and an op takes this dimension apart by index."
                     )
-                context = context * part.size + (units[rows] * where).sum(1)
+                context = (units[rows] * where).sum(1)
             keep[rows] = kept[context, offset + units[rows, column]]
         return keep
+
+    def positions(self, layout: Sequence[Axis]) -> Tensor | None:
+        """Where the entries that stay are in a tensor: int64 flat positions, in the shape after pruning.
+
+        None if the tensor keeps all its entries.
+        """
+        if not any(self.changed(axis) for axis in layout):
+            return None
+        shape = tuple(axis.size for axis in layout)
+        flat = torch.arange(math.prod(shape)).reshape(shape)
+        return slice_parameter(flat, list(self._memberships(layout)), self.plan)
+
+    def _memberships(self, layout: Sequence[Axis]) -> Iterator[tuple[Group, Member]]:
+        grouped = self.analysis.grouped
+        for dim, axis in enumerate(layout):
+            offsets: dict[str, dict[int, int]] = {}
+            for atom in leaves(axis):
+                name, offset = grouped.units.get(atom.key, ("", 0))
+                if name in self._kept:
+                    offsets.setdefault(name, {})[atom.key] = offset
+            for name, numbers in offsets.items():
+                context = grouped.contexts.get(name)
+                yield (
+                    self.plan.group(name),
+                    make_member(self._tables, "tensor", layout, dim, "producer", numbers, context),
+                )

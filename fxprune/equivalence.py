@@ -1,0 +1,397 @@
+"""`verify`: does the pruned graph compute what the original computes without the removed units?
+
+Two laws, the stronger one that applies is checked on the user's inputs:
+
+* *masked equivalence*, where all pruned groups are maskable: the pruned module equals the original with the
+  removed entries of its parameters set to zero. It needs nothing but the two modules and the masks.
+* *masked interpretation*, for all groups: the original is interpreted op by op at full size, removed positions
+  are set to zero after every op, and ops that normalise over a pruned axis see the kept positions only.
+
+On failure both graphs are compared node by node, and the first node whose kept entries differ is named.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fxprune.analysis import Analysis, analysis_of
+from fxprune.errors import VerifyError
+from fxprune.grouping import build_groups
+from fxprune.plans import PruningPlan
+from fxprune.propagate import Propagation, Record, TensorAxes, propagate
+from fxprune.rules.base import Kind, Layout
+from fxprune.selection import Selection
+
+MASKED_EQUIVALENCE = "masked equivalence"
+MASKED_INTERPRETATION = "masked interpretation"
+
+_TOLERANCES: Mapping[torch.dtype, float] = MappingProxyType(
+    {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+)
+
+NodeValues: TypeAlias = Iterator[tuple[fx.Node, Any]]
+
+
+@dataclass(frozen=True)
+class EquivalenceReport:
+    """The outcome of `verify`.
+
+    ok              max_error is within the tolerance
+    max_error       max|a-b| / max|b| per output tensor, the largest over the outputs; inf for NaN
+    first_mismatch  the first node whose result differs, and how; None if ok
+    law             "masked equivalence" or "masked interpretation"
+    tolerance       the largest error that counts as equal
+    """
+
+    ok: bool
+    max_error: float
+    first_mismatch: str | None
+    law: str
+    tolerance: float
+
+    def __str__(self) -> str:
+        verdict = "holds" if self.ok else f"FAILS, first at {self.first_mismatch}"
+        return (
+            f"{self.law} {verdict}: max relative error {self.max_error:.1e} "
+            f"(tolerance {self.tolerance:.0e})"
+        )
+
+
+def verify(
+    traced: fx.GraphModule,
+    plan: PruningPlan,
+    pruned: fx.GraphModule,
+    inputs: Any,
+    dtype: torch.dtype | None = None,
+    tolerance: float | None = None,
+) -> EquivalenceReport:
+    """Compare the pruned graph with the original on real inputs, both in eval mode.
+
+    `inputs` as for `trace`, of any size that the graph takes. With `dtype` (say torch.float64) copies of both
+    modules and of floating inputs are converted first. The tolerance defaults to 1e-9 for float64, 1e-4 for
+    float32. Neither module is modified. Raises PlanError if the plan is not for `traced`, VerifyError if the
+    modules cannot be compared.
+    """
+    analysis = analysis_of(traced)
+    plan.check_fingerprint(analysis.fingerprint)
+    original, slim = _prepared(traced, dtype), _prepared(pruned, dtype)
+    values = tuple(_converted(value, dtype) for value in _bind_inputs(traced, inputs))
+    maskable = all(plan.group(name).maskable for name in plan.kept_units)
+    reference = _Reference(original, analysis, plan, values, maskable)
+    expected, actual = reference.output(), _run(slim, values)
+    error = max_error(actual, expected)
+    limit = _tolerance(expected) if tolerance is None else tolerance
+    ok = error <= limit
+    first = None if ok else _first_mismatch(reference, slim, values, limit)
+    law = MASKED_EQUIVALENCE if maskable else MASKED_INTERPRETATION
+    return EquivalenceReport(ok, error, first, law, limit)
+
+
+def _bind_inputs(traced: fx.GraphModule, inputs: Any) -> tuple[Any, ...]:
+    """The placeholders' values: a tensor, a tuple by position or a mapping by name; defaults fill the rest."""
+    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    names = [str(node.target) for node in placeholders]
+    if isinstance(inputs, Mapping):
+        given = dict(inputs)
+    else:
+        sequence = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+        if len(sequence) > len(names):
+            raise VerifyError(f"{len(sequence)} inputs were given, but the graph takes {names}.")
+        given = dict(zip(names, sequence, strict=False))
+    unknown = sorted(set(given) - set(names))
+    defaults = {str(n.target): n.args[0] for n in placeholders if n.args}
+    missing = [name for name in names if name not in given and name not in defaults]
+    if unknown or missing:
+        raise VerifyError(
+            f"the graph takes inputs {names}; missing are {missing}, unknown are {unknown}. Pass a tensor, a "
+            "tuple in this order, or a dict by name."
+        )
+    return tuple(given.get(name, defaults.get(name)) for name in names)
+
+
+def max_error(actual: Any, expected: Any) -> float:
+    """max|a-b| / max|b| per tensor, the largest over all; inf where anything is NaN or shapes differ."""
+    pairs = [_tensors(actual), _tensors(expected)]
+    if [t.shape for t in pairs[0]] != [t.shape for t in pairs[1]]:
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(*pairs, strict=True):
+        if a.numel() == 0 or (a.dtype == b.dtype and torch.equal(a, b)):
+            continue
+        a, b = a.to(torch.complex128 if a.is_complex() else torch.float64), b.to(a.device)
+        scale = float(b.abs().max())
+        error = float((a - b).abs().max()) / (scale if scale > 0 else 1.0)
+        worst = max(worst, error if error == error else float("inf"))
+    return worst
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(_unpacked(value)) if isinstance(leaf, Tensor)]
+
+
+def _unpacked(value: Any) -> Any:
+    """Output classes that are no pytrees but mappings (model outputs) count by their items."""
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _tolerance(expected: Any) -> float:
+    found = [_TOLERANCES[t.dtype] for t in _tensors(expected) if t.dtype in _TOLERANCES]
+    return max(found, default=0.0)
+
+
+def _prepared(module: fx.GraphModule, dtype: torch.dtype | None) -> fx.GraphModule:
+    clone = copy.deepcopy(module).eval()
+    return clone if dtype is None else clone.to(dtype)
+
+
+def _converted(value: Any, dtype: torch.dtype | None) -> Any:
+    def convert(leaf: Any) -> Any:
+        if dtype is not None and isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return leaf.to(dtype)
+        return leaf
+
+    return tree_map(convert, value)
+
+
+def _run(module: fx.GraphModule, values: tuple[Any, ...]) -> Any:
+    with torch.no_grad():
+        return module(*tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, values))
+
+
+class _Reference:
+    """The original with the plan's units masked: its output, and its nodes' values one by one."""
+
+    def __init__(
+        self,
+        original: fx.GraphModule,
+        analysis: Analysis,
+        plan: PruningPlan,
+        values: tuple[Any, ...],
+        maskable: bool,
+    ) -> None:
+        self.original, self.plan, self.values, self.maskable = original, plan, values, maskable
+        self._apply_masks()
+        self.selection = Selection(_at_sizes(original, analysis, values), plan)
+
+    def _apply_masks(self) -> None:
+        named = dict([*self.original.named_parameters(), *self.original.named_buffers()])
+        with torch.no_grad():
+            for name, mask in self.plan.masks().items():
+                named[name].mul_(mask.to(named[name].device))
+
+    def output(self) -> Any:
+        """The reference output."""
+        if self.maskable:
+            return _run(self.original, self.values)
+        *_, (_, value) = self.node_values()
+        return value
+
+    def node_values(self) -> NodeValues:
+        """Each node of the original with its value at full size, removed positions masked."""
+        if self.maskable:
+            return _executed(self.original, self.values)
+        return _Interpretation(self.original, self.selection, self.values).run()
+
+    def compact(self, node: fx.Node, value: Any) -> list[Tensor]:
+        """What the plan leaves of a node's tensors."""
+        stated = self.selection.analysis.propagation.nodes[node]
+        axes = [v.axes for v in tree_leaves(stated) if isinstance(v, TensorAxes)]
+        tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+        return [self._compact(t, a) for t, a in zip(tensors, axes, strict=True)]
+
+    def _compact(self, tensor: Tensor, layout: Layout) -> Tensor:
+        positions = self.selection.positions(layout)
+        return tensor if positions is None else tensor.reshape(-1)[positions.to(tensor.device)]
+
+
+def _at_sizes(original: fx.GraphModule, analysis: Analysis, values: tuple[Any, ...]) -> Analysis:
+    """The analysis at the sizes of the given inputs. Its groups are those of the plan."""
+    propagation = propagate(original, values)
+    return Analysis(original, analysis.fingerprint, propagation, build_groups(propagation))
+
+
+def _executed(module: fx.GraphModule, values: tuple[Any, ...]) -> NodeValues:
+    """Run a graph and yield each node with its value, before a later node can change it in place."""
+    interpreter = fx.Interpreter(module)
+    interpreter.args_iter = iter(values)
+    with torch.no_grad():
+        for node in module.graph.nodes:
+            interpreter.env[node] = interpreter.run_node(node)
+            yield node, interpreter.env[node]
+
+
+def _first_mismatch(
+    reference: _Reference, slim: fx.GraphModule, values: tuple[Any, ...], limit: float
+) -> str:
+    pruned = {
+        node.name: tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, value)
+        for node, value in _executed(slim, values)
+    }
+    for node, value in reference.node_values():
+        if node.name not in pruned or node.op in ("placeholder", "get_attr"):
+            continue
+        expected, actual = reference.compact(node, value), _tensors(pruned[node.name])
+        shapes = [tuple(t.shape) for t in actual], [tuple(t.shape) for t in expected]
+        if shapes[0] != shapes[1]:
+            return f"node {node.name!r}: shapes {shapes[0]}, expected {shapes[1]}"
+        error = max_error(actual, expected)
+        if error > limit:
+            return f"node {node.name!r}: relative error {error:.1e}"
+    return "the output only: every node agrees"
+
+
+# -- masked interpretation --------------------------------------------------------------------------------
+
+
+class _Interpretation:
+    """Executes the recorded ops on real tensors, masking after each and compacting around statistics."""
+
+    def __init__(
+        self, original: fx.GraphModule, selection: Selection, values: tuple[Any, ...]
+    ) -> None:
+        self.original, self.selection, self.inputs = original, selection, values
+        self.propagation: Propagation = selection.analysis.propagation
+        self.tensors: dict[int, Tensor] = {}
+        self._positions: dict[tuple[int, ...], Tensor | None] = {}
+        named = dict([*original.named_parameters(), *original.named_buffers()])
+        for key, name in self.propagation.sources.items():
+            self.tensors[key] = named[name].detach()
+        devices = {tensor.device for tensor in named.values()}
+        self.device = next(iter(devices), torch.device("cpu"))
+
+    def run(self) -> NodeValues:
+        pending: dict[fx.Node, list[Record]] = {}
+        for record in self.propagation.records:
+            pending.setdefault(record.site, []).append(record)
+        inputs = iter(self.inputs)
+        with torch.no_grad():
+            for node in self.original.graph.nodes:
+                stated = self.propagation.nodes[node]
+                if node.op == "placeholder":
+                    self._bind(stated, next(inputs))
+                for record in pending.get(node, ()):
+                    self._execute(record)
+                yield node, tree_map(self._value, stated, is_leaf=_is_tensor)
+
+    def _bind(self, stated: Any, value: Any) -> None:
+        real = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+        meta = [leaf for leaf in tree_leaves(stated) if isinstance(leaf, TensorAxes)]
+        for axes, tensor in zip(meta, real, strict=True):
+            self.tensors[axes.key] = tensor.clone()
+
+    def _value(self, leaf: Any) -> Any:
+        return self.tensors[leaf.key] if isinstance(leaf, TensorAxes) else leaf
+
+    def _real(self, argument: Any) -> Any:
+        if isinstance(argument, Tensor):
+            return self.tensors.get(id(argument), argument)
+        return argument
+
+    def _execute(self, record: Record) -> None:
+        if record.effect.kind is Kind.RECURRENT:
+            outputs = self._run_module(record)
+        else:
+            arguments = {n: tree_map(self._real, v) for n, v in record.call.arguments.items()}
+            statistic = record.effect.kind is Kind.STATISTIC
+            if statistic and any(self.selection.changed(axis) for axis in record.effect.over):
+                outputs = self._compacted(record, arguments)
+            else:
+                outputs = _tensors(_invoke(record, arguments, self.device))
+        for key, output, layout in zip(record.outputs, outputs, record.effect.outputs, strict=True):
+            self.tensors[key] = self._masked(output, layout)
+
+    def _masked(self, output: Tensor, layout: Layout) -> Tensor:
+        """Zero the removed positions, in place so that views stay views of their base.
+
+        An expanded tensor holds each element at many positions: it is copied first.
+        """
+        positions = self.positions(layout)
+        if positions is None:
+            return output
+        if any(s == 0 and n > 1 for s, n in zip(output.stride(), output.shape, strict=True)):
+            output = output.clone()
+        keep = torch.zeros(output.numel(), dtype=torch.bool, device=output.device)
+        keep[positions.reshape(-1)] = True
+        return output.masked_fill_(~keep.reshape(output.shape), 0)
+
+    def positions(self, layout: Layout) -> Tensor | None:
+        """`Selection.positions`, computed once per layout."""
+        key = tuple(map(id, layout))
+        if key not in self._positions:
+            found = self.selection.positions(layout)
+            self._positions[key] = None if found is None else found.to(self.device)
+        return self._positions[key]
+
+    def _run_module(self, record: Record) -> list[Tensor]:
+        args, kwargs = tree_map(
+            lambda n: tree_map(self._value, self.propagation.nodes[n], is_leaf=_is_tensor)
+            if isinstance(n, fx.Node)
+            else n,
+            (record.site.args, record.site.kwargs),
+        )
+        module = self.original.get_submodule(str(record.site.target))
+        return _tensors(module(*args, **kwargs))
+
+    def _compacted(self, record: Record, arguments: dict[str, Any]) -> list[Tensor]:
+        """Run a statistic on the kept entries only; its result is spread out again."""
+        layouts = {key: layout for key, layout in record.inputs}
+        for name, meta in record.call.arguments.items():
+            if isinstance(meta, Tensor):
+                positions = self.positions(layouts[id(meta)])
+                if positions is not None:
+                    arguments[name] = arguments[name].reshape(-1)[positions]
+        resize = _RESIZED.get(record.call.name)
+        if resize is not None:
+            arguments |= resize(record, self.selection)
+        results = _tensors(_invoke(record, arguments, self.device))
+        return [self._spread(t, a) for t, a in zip(results, record.effect.outputs, strict=True)]
+
+    def _spread(self, tensor: Tensor, layout: Layout) -> Tensor:
+        positions = self.positions(layout)
+        if positions is None:
+            return tensor
+        full = tensor.new_zeros([axis.size for axis in layout])
+        full.view(-1)[positions] = tensor
+        return full
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, TensorAxes)
+
+
+def _invoke(record: Record, arguments: Mapping[str, Any], device: torch.device) -> Any:
+    schema = record.call.func._schema  # type: ignore[attr-defined]
+    keyword_only = {a.name for a in schema.arguments if a.kwarg_only}
+    args = [value for name, value in arguments.items() if name not in keyword_only]
+    kwargs = {name: value for name, value in arguments.items() if name in keyword_only}
+    if kwargs.get("device") is not None:
+        kwargs["device"] = device
+    return record.call.func(*args, **kwargs)
+
+
+def _layer_norm(record: Record, selection: Selection) -> dict[str, Any]:
+    return {"normalized_shape": list(selection.shape(record.effect.over))}
+
+
+def _group_norm(record: Record, selection: Selection) -> dict[str, Any]:
+    channels, inner = record.effect.outputs[0][1], record.effect.over[0]
+    width = selection.width(channels)
+    return {"C": width, "group": width // selection.width(inner)}
+
+
+_RESIZED: Mapping[str, Callable[[Record, Selection], dict[str, Any]]] = MappingProxyType(
+    {
+        "aten::native_layer_norm": _layer_norm,
+        "aten::_fused_rms_norm": _layer_norm,
+        "aten::native_group_norm": _group_norm,
+    }
+)
+"""Statistics that take sizes as arguments: what those become on the kept entries."""
