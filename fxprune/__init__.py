@@ -5,6 +5,7 @@ from fxprune.analysis import Analysis, analyze
 from fxprune.capture import trace
 from fxprune.criteria import Criterion
 from fxprune.drivers import PruneReport, PruneResult, prune
+from fxprune.equivalence import EquivalenceReport, verify
 from fxprune.errors import (
     AnalysisError,
     CheckpointError,
@@ -23,6 +24,7 @@ __all__ = [
     "AnalysisError",
     "CheckpointError",
     "Criterion",
+    "EquivalenceReport",
     "FxpruneError",
     "Group",
     "Member",
@@ -40,4 +42,5 @@ __all__ = [
     "rewrite",
     "score",
     "trace",
+    "verify",
 ]

@@ -179,8 +179,8 @@ def _removal_order(scores: Tensor) -> Tensor:
 
 
 def _local(groups: Sequence[Group], scores: Scores, sparsity: float) -> dict[str, int]:
-    # With s < 1 the product may still round up to the size itself.
-    return {g.name: min(math.floor(sparsity * g.size), g.size - 1) for g in groups}
+    # One unit always stays: a float below 1 times n never rounds to n.
+    return {group.name: math.floor(sparsity * group.size) for group in groups}
 
 
 def _global(groups: Sequence[Group], scores: Scores, sparsity: float) -> dict[str, int]:

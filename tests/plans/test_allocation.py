@@ -78,7 +78,7 @@ def test_local_cuts_the_same_fraction_of_every_group(
     case: tuple[FakeAnalysis, Table, float],
 ) -> None:
     analysis, table, sparsity = case
-    counts = [min(math.floor(sparsity * g.size), g.size - 1) for g in analysis.groups]
+    counts = [math.floor(sparsity * group.size) for group in analysis.groups]
     expect(analysis, table, counts, quiet(analysis, table, sparsity, "local"))
 
 
@@ -102,6 +102,15 @@ def test_global_cuts_the_lowest_slots_of_all_groups(
         counts[lowest] += 1
         left -= 1
     expect(analysis, table, counts, quiet(analysis, table, sparsity, "global"))
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 1000, 1023, 4097])
+def test_one_unit_stays_at_the_largest_sparsity(size: int, scope: str) -> None:
+    analysis = bare([(size,), (2, size)])
+    table = {group.name: torch.rand(group.shape) for group in analysis.groups}
+    made = quiet(analysis, table, math.nextafter(1, 0), scope)
+    assert [made.kept(group).shape[-1] for group in analysis.groups] == [1, 1]
 
 
 def test_half_of_every_group_goes() -> None:

@@ -127,6 +127,26 @@ def test_the_rows_of_a_chain() -> None:
     assert repr(result).startswith("PruneResult(PruningPlan('magnitude', sparsity=0.5")
 
 
+class Concatenated(nn.Module):
+    """Two layers side by side, read by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Linear(3, 4)
+        self.right = nn.Linear(3, 6)
+        self.head = nn.Linear(10, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(torch.cat([self.left(x), self.right(x)], dim=1)))
+
+
+def test_the_rows_of_a_concatenation() -> None:
+    """A unit owns 3 + 1 entries where it is made and 2 where it is read, not its neighbour's."""
+    result = fxprune.prune(Concatenated(), torch.randn(2, 3), sparsity=0.5)
+    counts = [(row.parameters_before, row.parameters_after) for row in result.report.groups]
+    assert counts == [(4 * 6, 2 * 6), (6 * 6, 3 * 6)]
+
+
 def test_arguments_reach_the_plan(model: nn.Module) -> None:
     def only_stem(group: fxprune.Group) -> bool:
         return group.name.startswith("stem")
