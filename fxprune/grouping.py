@@ -120,6 +120,7 @@ class _Grouping:
     def __init__(self, propagation: Propagation) -> None:
         self.propagation = propagation
         self.tables = ColumnTables()
+        self.trainable = propagation.trainable
         self.layouts = {name: layout for name, layout in propagation.layouts.items() if layout}
         self.first: dict[Atom, tuple[str, int]] = {}
         self.usage: dict[Atom, Counter[tuple[str, int]]] = {}
@@ -210,8 +211,10 @@ class _Grouping:
         frozen: list[Group] = []
         for draft in self.drafts:
             reason = draft.atoms[0].reason
-            if draft.size == 1:
+            if draft.size <= 1:
                 continue  # removing a single unit would leave nothing
+            if reason is None and not any(name in self.trainable for name, _ in draft.members):
+                reason = "only buffers: there is no parameter to prune"
             flag = next((flags[a] for a in draft.atoms if a in flags), None)
             outer = [a for a in majors.get(draft.atoms[0], ()) if self.draft_of[a].size > 1]
             group = Group(

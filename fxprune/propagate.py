@@ -59,6 +59,7 @@ class Propagation:
     sources     tensor key → parameter or buffer name
     storages    tensor key → storage key, to follow in-place writes through views
     barriers    (node, op) pairs that had no rule
+    trainable   the names that are parameters, not buffers
     """
 
     algebra: Algebra
@@ -68,6 +69,7 @@ class Propagation:
     sources: Mapping[int, str]
     storages: Mapping[int, int]
     barriers: tuple[tuple[str, str], ...]
+    trainable: frozenset[str]
 
 
 def propagate(traced: fx.GraphModule, inputs: tuple[Any, ...] | None = None) -> Propagation:
@@ -89,9 +91,10 @@ def propagate(traced: fx.GraphModule, inputs: tuple[Any, ...] | None = None) -> 
         MappingProxyType(layouts),
         MappingProxyType(interpreter.layouts),
         tuple(mode.records),
-        MappingProxyType({key: name for key, name in sources.items()}),
+        MappingProxyType(sources),
         MappingProxyType(mode.storages),
         tuple(mode.barriers),
+        frozenset(name for name, _ in traced.named_parameters()),
     )
 
 
@@ -142,10 +145,15 @@ def _meta_shadow(traced: fx.GraphModule) -> tuple[nn.Module, dict[int, str], dic
         shadow.register_parameter(name, None if parameter is None else memo[id(parameter)])
     for name, buffer in traced._buffers.items():
         shadow.register_buffer(name, None if buffer is None else memo[id(buffer)])
-    for name, value in vars(traced).items():
-        if isinstance(value, Tensor):
-            setattr(shadow, name, value)
+    for name, value in plain_attributes(traced).items():
+        setattr(shadow, name, value)
     return shadow.eval(), names, real
+
+
+def plain_attributes(traced: fx.GraphModule) -> dict[str, Any]:
+    """Attributes of the root that get_attr nodes read and that are no parameter, buffer or module."""
+    names = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}
+    return {name: value for name, value in vars(traced).items() if name in names}
 
 
 def find_rule(func: Any) -> Rule | None:
@@ -171,6 +179,7 @@ class _RuleMode(TorchDispatchMode):
     barriers: list[tuple[str, str]] = field(default_factory=list)
     storages: dict[int, int] = field(default_factory=dict)
     site: Any = None
+    dynamic: bool = False  # a size that follows the inputs is among the running node's arguments
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -188,6 +197,8 @@ class _RuleMode(TorchDispatchMode):
 
     def declare_parameter(self, tensor: Tensor) -> Layout:
         """Every dimension of a parameter starts as an atom of its own."""
+        if tensor.numel() == 0:
+            return self.declare_fixed(tensor, "empty tensor")
         layout = tuple(
             self.algebra.one if size == 1 else self.algebra.atom(size) for size in tensor.shape
         )
@@ -250,6 +261,7 @@ class _RuleMode(TorchDispatchMode):
             self.layout_of,
             self.constant_of,
             func,
+            self.dynamic,
         )
         self.apply(call, find_rule(func))
         mutates = func._schema.is_mutable
@@ -320,6 +332,12 @@ def _bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str,
     return bound
 
 
+_SIZES_START: Mapping[str, int] = MappingProxyType(
+    {"view": 1, "reshape": 1, "expand": 1, "zeros": 0, "ones": 0, "empty": 0, "full": 0}
+)
+"""Where the output's sizes start among the arguments."""
+
+
 class _Interpreter(fx.Interpreter):
     """Runs the graph, tells the mode which node is running, and notes the axes of each result."""
 
@@ -330,6 +348,7 @@ class _Interpreter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         self.mode.site = self.mode.algebra.site = n
+        self.mode.dynamic = any(isinstance(self.env.get(a), int) for a in n.all_input_nodes)
         try:
             value = super().run_node(n)
         except AnalysisError:
@@ -339,6 +358,7 @@ class _Interpreter(fx.Interpreter):
                 f"node {n.name!r} ({n.op} {n.target}) does not run on meta tensors: {error}. "
                 "Check that the graph runs with its example inputs."
             ) from error
+        self._freeze_dynamic_sizes(n, value)
         if n.op == "placeholder":
             self._declare_fixed(value, "model input")
         if n.op == "output":
@@ -366,6 +386,19 @@ class _Interpreter(fx.Interpreter):
     def _declare_fixed(self, value: Any, reason: str) -> None:
         for tensor in _tensors(value):
             self.mode.declare_fixed(tensor, reason)
+
+    def _freeze_dynamic_sizes(self, node: fx.Node, value: Any) -> None:
+        """A dimension whose size follows the inputs is no channel, whatever it was made from."""
+        name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+        start = _SIZES_START.get(name)
+        if start is None or not self.mode.dynamic or not isinstance(value, Tensor):
+            return
+        given = node.args[start:]
+        sizes = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
+        axes = self.mode.layout_of(value)
+        for axis, size in zip(axes, sizes, strict=False):
+            if isinstance(size, fx.Node):
+                self.mode.algebra.freeze(axis, "its size follows the inputs")
 
     def _freeze(self, value: Any) -> None:
         for tensor in _tensors(value):

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from fxprune.analysis import Analysis, analysis_of
 from fxprune.errors import RewriteError
 from fxprune.plans import PruningPlan
-from fxprune.propagate import Record, TensorAxes, run_on_meta
+from fxprune.propagate import Record, TensorAxes, plain_attributes, run_on_meta
 from fxprune.rewriter.modules import FIXES, ModuleCopier
 from fxprune.rewriter.rows import find_row
 from fxprune.rewriter.site import Site
@@ -73,6 +73,8 @@ class _Rewriter:
         for name, buffer in self.traced._buffers.items():
             persistent = name not in self.traced._non_persistent_buffers_set
             self.root.register_buffer(name, self.copier.tensor(buffer), persistent)
+        for name, value in plain_attributes(self.traced).items():
+            setattr(self.root, name, value)
 
     def _copy_node(self, node: fx.Node) -> None:
         new = self.graph.node_copy(node, lambda n: self.nodes[n])

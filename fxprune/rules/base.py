@@ -56,6 +56,7 @@ class Call:
     layout_of: Callable[[Tensor], Layout]
     constant_of: Callable[[Tensor], Tensor | None]
     func: Callable[..., Any] = field(compare=False)
+    dynamic: bool = False  # a size that follows the model's inputs is among the arguments
 
     def __getitem__(self, argument: str) -> Any:
         return self.arguments[argument]

@@ -132,6 +132,8 @@ def slice_(call: Call) -> Effect:
     dim = call.dim("dim", len(axes))
     size = axes[dim].size
     picked = range(size)[slice(call["start"], call["end"], call["step"])]
+    if call.dynamic:
+        call.freeze((axes[dim],), "sliced to a size that follows the inputs")
     if len(picked) != size:
         axes[dim] = call.algebra.gather(axes[dim], picked)
     return _moved(tuple(axes))
