@@ -34,7 +34,11 @@ def merge_captures(captures: Sequence[Capture], known: Known) -> Capture:
     records = [_merge_record(rs, known) for rs in zip(*(c.records for c in captures), strict=True)]
     output = merge(tuple(c.output for c in captures), known)
     log = _merge_logs(captures, known)
-    return replace(base, records=records, output=output, log=log)
+    shapes = {
+        ref: tuple(sum(sizes, ()) for sizes in zip(*(c.shapes[ref] for c in captures), strict=True))
+        for ref in base.shapes
+    }
+    return replace(base, records=records, output=output, log=log, shapes=shapes)
 
 
 def _same_constants(base: Capture, other: Capture) -> None:
@@ -65,7 +69,7 @@ def _merge_record(group: tuple[Record, ...], known: Known) -> Record:
         kwargs = merge(tuple(r.kwargs for r in group), known)
     except Mismatch as error:
         raise Mismatch(f"{base.name} at {base.line} {error}") from None
-    return Record(base.op, base.target, args, kwargs, base.source, base.line, base.shape)
+    return Record(base.op, base.target, args, kwargs, base.source, base.line)
 
 
 def merge(values: tuple[Any, ...], known: Known) -> Any:

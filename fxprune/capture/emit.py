@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.capture import guards, leaves
+from fxprune.capture.canonicalize import Shape, canonicalize
 from fxprune.capture.metacopy import Template
 from fxprune.capture.records import Attr, Capture, Expr, Mode, Rebuilt, Record, Ref, Spec
 from fxprune.capture.sizes import numel_of, plain, size_of
@@ -30,7 +31,6 @@ class Emitter:
         self.sizes: dict[Any, fx.Node] = {}
         self.attributes: dict[str, fx.Node] = {}
         self.root: dict[str, Any] = {}
-        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
         self.device: fx.Node | None = None
 
     # Values ------------------------------------------------------------------------------------
@@ -76,7 +76,6 @@ class Emitter:
             tensor = self.capture.constants.get(name)
             tensor = self.template.tensors[name] if tensor is None else tensor
             self.root[name] = tensor
-            self.shapes[self.attributes[name]] = tuple(tensor.shape)
         return self.attributes[name]
 
     def size(self, expr: Expr) -> fx.Node:
@@ -133,8 +132,6 @@ class Emitter:
                     record.target if record.op == "call_module" else record.source
                 )
                 node.meta["line"] = record.line
-            if record.shape is not None:
-                self.shapes[node] = record.shape
             self.nodes.append(node)
             self.conditions(conditions.get(index, []))
 
@@ -156,7 +153,6 @@ class Emitter:
         name = f"_constant{number}"
         self.root[name] = tensor
         node = self.graph.get_attr(name)
-        self.shapes[node] = tuple(tensor.shape)
         return node
 
     def module(self, path: str) -> None:
@@ -169,6 +165,25 @@ class Emitter:
             return
         module = self.template.model.get_submodule(path)
         self.root[path] = leaves.emitted(module, self.capture.plain.get(path))
+
+    def shapes(self) -> dict[fx.Node, Shape]:
+        """The shape of each node's result, as sizes in all captures."""
+        found: dict[fx.Node, Shape] = {}
+        for ref, shape in self.capture.shapes.items():
+            node = self.parts.get(ref) if ref.path else self.nodes[ref.index]
+            if isinstance(node, fx.Node):
+                found[node] = shape
+        return found
+
+    def constant(self, tensor: Tensor) -> str:
+        """Register a permutation; equal ones share a buffer."""
+        names = [name for name in self.root if name.startswith("_permutation")]
+        for name in names:
+            if torch.equal(self.root[name], tensor):
+                return name
+        name = f"_permutation{len(names)}"
+        self.root[name] = tensor.to(self.template.device)
+        return name
 
     def set_output(self) -> None:
         """Emit the output node, rebuilding what is not a plain tuple, list or dict."""
@@ -230,6 +245,8 @@ def build(emitter: Emitter, model: nn.Module) -> fx.GraphModule:
     """The GraphModule: registered buffers, training flags as in the model, dead code removed."""
     graph = emitter.graph
     remove_dead(graph)
+    if canonicalize(graph, emitter.shapes(), emitter.constant):
+        remove_dead(graph)
     used = {n.target for n in graph.nodes if n.op in ("get_attr", "call_module")}
     root = {name: value for name, value in emitter.root.items() if name in used}
     gm = fx.GraphModule(_root(root, emitter.template), graph, type(model).__name__)

@@ -34,7 +34,7 @@ def run(source: Template, inputs: Inputs, sizes: Sizes, training: bool = False) 
         tensor = values[leaf.place]
         for key in leaf.path:
             tensor = tensor[key]
-        recorder.refs[id(tensor)] = Ref(leaf.place, leaf.path)
+        recorder.track(tensor, leaf.place, None, leaf.path)
     args, kwargs = inputs.call(values)
     with recording(recorder):
         result = model(*args, **kwargs)
@@ -111,19 +111,16 @@ def _where(error: BaseException) -> str:
 
 def _emit_inputs(emitter: Emitter, inputs: Inputs, found: dims.Found) -> None:
     graph = emitter.graph
-    for name, value in zip(inputs.names, inputs.values(), strict=True):
+    for name, value in zip(inputs.names, inputs.meta({}), strict=True):
         node = graph.placeholder(name)
-        node.meta["val"] = inputs.meta({})[len(emitter.nodes)]
+        node.meta["val"] = value
         emitter.nodes.append(node)
-        if isinstance(value, Tensor):
-            emitter.shapes[node] = tuple(value.shape)
     for leaf in inputs.leaves:
         fixed = found.specialised.get(leaf.label, {})
         pairs = tuple((dim, size) for dim, (size, _) in sorted(fixed.items()))
         node = emitter.reference(Ref(leaf.place, leaf.path))
         args = (node, leaf.label, leaf.tensor.dim(), pairs)
         guarded = graph.call_function(guards.fixed_sizes, args)
-        emitter.shapes[guarded] = tuple(leaf.tensor.shape)
         if leaf.path:
             emitter.parts[Ref(leaf.place, leaf.path)] = guarded
         else:

@@ -56,6 +56,7 @@ class Recorder(TorchFunctionMode):
         self.device = device
         self.records: list[Record] = []
         self.refs: dict[int, Ref] = {}
+        self.shapes: dict[Ref, tuple[int, ...]] = {}
         self.keep: list[Any] = []
         self.log: Log = []
         self.constants: dict[str, Tensor] = {}
@@ -128,7 +129,9 @@ class Recorder(TorchFunctionMode):
             if given is not None and id(result) in given:
                 with torch._C.DisableTorchFunction():
                     result = result.detach()
-            self.refs[id(result)] = Ref(index, path)
+            ref = Ref(index, path)
+            self.refs[id(result)] = ref
+            self.shapes[ref] = _shape(result)
             self.keep.append(result)
             return result
         if isinstance(result, (tuple, list)):
@@ -295,15 +298,22 @@ class Recorder(TorchFunctionMode):
 
     def capture(self, output: Any) -> Capture:
         """The finished capture; `output` is the forward's result with references in it."""
+        shapes = {ref: tuple((s,) for s in shape) for ref, shape in self.shapes.items()}
         return Capture(
-            self.records, output, self.log, self.constants, self.created, self.reached, self.plain
-        )
+            self.records, output, self.log, self.constants, self.created, self.reached,
+            self.plain, shapes,
+        )  # fmt: skip
 
 
 _ATOMS = frozenset(
     {int, float, bool, str, type(None), complex, torch.dtype, torch.device, torch.memory_format,
      type(Ellipsis), torch.layout}
 )  # fmt: skip
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    with torch._C.DisableTorchFunction():
+        return tuple(tensor.shape)
 
 
 def _has_tensor(value: Any) -> bool:

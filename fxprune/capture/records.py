@@ -59,7 +59,6 @@ class Record:
     kwargs: dict[str, Any]
     source: str
     line: str
-    shape: tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -69,7 +68,10 @@ class Record:
 
 @dataclass(slots=True)
 class Capture:
-    """All that one run of the model's forward left behind."""
+    """All that one run of the model's forward left behind; or several, merged.
+
+    shapes: for the result of each record, a tuple of sizes per dimension, one for each run.
+    """
 
     records: list[Record]
     output: Any
@@ -78,6 +80,7 @@ class Capture:
     created: Mapping[str, torch.nn.Module]
     reached: Mapping[str, type]
     plain: Mapping[str, type] = field(default_factory=dict)
+    shapes: Mapping[Ref, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
 
 
     @property
