@@ -142,7 +142,9 @@ class Algebra:
         """Cut ``f*rest``: between rows ``f`` is segmented, inside a row ``u*rest`` is ``u*(r1 + r2)``."""
         major, *minor = factors_of(axis)
         rest = self.product(minor)
-        row_cuts = sorted({r for c in cuts for r in (c // rest.size, -(-c // rest.size))} - {0, major.size})
+        row_cuts = sorted(
+            {r for c in cuts for r in (c // rest.size, -(-c // rest.size))} - {0, major.size}
+        )
         inside: dict[int, list[int]] = {}
         for cut in cuts:
             if cut % rest.size:

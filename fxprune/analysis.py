@@ -119,7 +119,9 @@ def analyze(traced: fx.GraphModule, strict: bool = False) -> Analysis:
             f"no rule for op {op} at node {node!r} ({len(propagation.barriers)} such ops in all). Without "
             "strict=True, what it touches is frozen."
         )
-    return Analysis(traced, fingerprint(traced), propagation, build_groups(propagation))
+    analysis = Analysis(traced, fingerprint(traced), propagation, build_groups(propagation))
+    traced.meta[_CACHE] = _Cache(analysis)
+    return analysis
 
 
 _CACHE = "fxprune_analysis"
@@ -143,9 +145,7 @@ def analysis_of(traced: fx.GraphModule) -> Analysis:
     known = traced.meta.get(_CACHE, _Cache()).analysis
     if known is not None and known.traced is traced and known.fingerprint == fingerprint(traced):
         return known  # type: ignore[no-any-return]
-    analysis = analyze(traced)
-    traced.meta[_CACHE] = _Cache(analysis)
-    return analysis
+    return analyze(traced)
 
 
 def fingerprint(traced: fx.GraphModule) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+
 class Axis:
     """One dimension of one tensor. `bound` is what the axis was found to stand for."""
 

@@ -71,7 +71,11 @@ def _companions(layout: Sequence[Axis]) -> dict[Atom, frozenset[Atom]]:
                         1 if companion in common[p] else 2
                     )
             lonely = atom not in counts
-            once = frozenset(c for c, n in counts.items() if n == 1 and c.size > 1) if lonely else frozenset()
+            once = (
+                frozenset(c for c, n in counts.items() if n == 1 and c.size > 1)
+                if lonely
+                else frozenset()
+            )
             result[atom] = result.get(atom, once) & once
     return result
 

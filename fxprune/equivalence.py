@@ -332,9 +332,11 @@ class _Interpretation:
 
     def _run_module(self, record: Record) -> list[Tensor]:
         args, kwargs = tree_map(
-            lambda n: tree_map(self._value, self.propagation.nodes[n], is_leaf=_is_tensor)
-            if isinstance(n, fx.Node)
-            else n,
+            lambda n: (
+                tree_map(self._value, self.propagation.nodes[n], is_leaf=_is_tensor)
+                if isinstance(n, fx.Node)
+                else n
+            ),
             (record.site.args, record.site.kwargs),
         )
         module = self.original.get_submodule(str(record.site.target))

@@ -58,7 +58,8 @@ class ColumnTables:
             return table
         (atom,) = leaves(axis)
         return Columns(
-            torch.full((atom.size, 1), atom.key), torch.arange(atom.size, dtype=torch.int64)[:, None]
+            torch.full((atom.size, 1), atom.key),
+            torch.arange(atom.size, dtype=torch.int64)[:, None],
         )
 
 
@@ -169,7 +170,9 @@ class _Grouping:
             for axis in layout:
                 for atom, before in _majors_in(axis, ()):
                     known = majors.get(atom)
-                    majors[atom] = before if known is None else tuple(a for a in known if a in before)
+                    majors[atom] = (
+                        before if known is None else tuple(a for a in known if a in before)
+                    )
         return majors
 
     def _choose_contexts(self) -> None:
@@ -233,7 +236,9 @@ class _Grouping:
             for key, offset in _offsets(draft.atoms).items()
         }
         chosen = {draft.name: draft.context for draft in self.drafts if draft.context is not None}
-        return Grouped(tuple(free), tuple(frozen), MappingProxyType(units), MappingProxyType(chosen))
+        return Grouped(
+            tuple(free), tuple(frozen), MappingProxyType(units), MappingProxyType(chosen)
+        )
 
     def _members(self, draft: _Draft, roles: Roles) -> Iterable[Member]:
         offsets = _offsets(draft.atoms)
@@ -264,7 +269,9 @@ def make_member(
         if context in leaves(layout[candidate]):
             index = _unit_map(tables.of(layout[candidate]), {context.key: 0})
             return Member(name, dim, role, unit, index, candidate)
-    raise AnalysisError(f"{name!r}: dimension {dim} has units per context, but no context {context!r}.")
+    raise AnalysisError(
+        f"{name!r}: dimension {dim} has units per context, but no context {context!r}."
+    )
 
 
 def _offsets(atoms: Sequence[Atom]) -> dict[int, int]:

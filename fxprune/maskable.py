@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from fxprune.axes import Atom, Axis, is_frozen, leaves
 from fxprune.propagate import Propagation, Record
-from fxprune.rules.base import Kind, Layout, tensors_in
+from fxprune.rules.base import Kind, tensors_in
 
 ANY = math.inf
 """The fill of positions that hold finite values nothing is known of."""
@@ -183,11 +183,7 @@ class _FillPass:
     def _affine(self, record: Record, atom: Atom) -> float:
         """``(x - mean) / std * weight + bias`` is zero where weight and bias are."""
         terms = [record.call.arguments.get(name) for name in ("weight", "bias")]
-        fills = [
-            self.fills.get(id(t), {}).get(atom, ANY)
-            for t in terms
-            if isinstance(t, Tensor)
-        ]
+        fills = [self.fills.get(id(t), {}).get(atom, ANY) for t in terms if isinstance(t, Tensor)]
         weight, bias = terms
         zero = weight is not None and all(f == 0.0 for f in fills)
         return 0.0 if zero and (bias is None or len(fills) == 2) else ANY

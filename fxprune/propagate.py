@@ -6,7 +6,6 @@ which applies the op's rule. Nothing is computed: all tensors are on the meta de
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -19,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fxprune.algebra import Algebra
-from fxprune.axes import Axis, is_frozen
+from fxprune.axes import is_frozen
 from fxprune.errors import AnalysisError
+from fxprune.meta import call_on_meta, example_values, meta_shadow, named_tensors
 from fxprune.rules import MODULE_RULES, RULES
 from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, tensors_in
 from fxprune.rules.elementwise import pointwise
@@ -79,11 +79,11 @@ def propagate(traced: fx.GraphModule, inputs: tuple[Any, ...] | None = None) -> 
     examples that `trace` recorded are used. Raises AnalysisError if there are none, if a node cannot run,
     or if a rule contradicts what the op computed.
     """
-    shadow, sources, constants = _meta_shadow(traced)
+    shadow, sources, constants = meta_shadow(traced)
     mode = _RuleMode(constants)
-    layouts = {name: mode.declare_parameter(tensor) for name, tensor in _named_tensors(shadow)}
+    layouts = {name: mode.declare_parameter(tensor) for name, tensor in named_tensors(shadow)}
     interpreter = _Interpreter(shadow, traced.graph, mode)
-    values = _example_values(traced, inputs)
+    values = example_values(traced, inputs)
     with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]), mode:
         interpreter.run(*values, enable_io_processing=False)
     return Propagation(
@@ -96,64 +96,6 @@ def propagate(traced: fx.GraphModule, inputs: tuple[Any, ...] | None = None) -> 
         tuple(mode.barriers),
         frozenset(name for name, _ in traced.named_parameters()),
     )
-
-
-def run_on_meta(module: fx.GraphModule) -> Mapping[fx.Node, Any]:
-    """Every node's value when the graph runs on meta tensors of the example sizes. Raises AnalysisError."""
-    shadow, _, _ = _meta_shadow(module)
-    interpreter = fx.Interpreter(shadow, garbage_collect_values=False, graph=module.graph)
-    values = _example_values(module, None)
-    with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]):
-        interpreter.run(*values, enable_io_processing=False)
-    return interpreter.env
-
-
-def _example_values(traced: fx.GraphModule, inputs: tuple[Any, ...] | None) -> tuple[Any, ...]:
-    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
-    if inputs is None:
-        missing = [node.name for node in placeholders if "val" not in node.meta]
-        if missing:
-            raise AnalysisError(
-                f"the graph has no example for its inputs {missing}: analyze takes what fxprune.trace returns. "
-                "Call fxprune.trace(module, example_inputs) first; it takes any GraphModule."
-            )
-        inputs = tuple(node.meta["val"] for node in placeholders)
-    return tuple(
-        tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, value) for value in inputs
-    )
-
-
-def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(), *module.named_buffers()]
-
-
-def _meta_shadow(traced: fx.GraphModule) -> tuple[nn.Module, dict[int, str], dict[int, Tensor]]:
-    """A copy of the module tree with meta parameters; names of its tensors; real values of its buffers."""
-    memo: dict[int, Any] = {id(traced.graph): traced.graph}
-    names: dict[int, str] = {}
-    real: dict[int, Tensor] = {}
-    for name, tensor in _named_tensors(traced):
-        meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-        memo[id(tensor)] = nn.Parameter(meta, False) if isinstance(tensor, nn.Parameter) else meta
-        names[id(memo[id(tensor)])] = name
-        if not isinstance(tensor, nn.Parameter):
-            real[id(meta)] = tensor
-    shadow = nn.Module()
-    for name, child in traced._modules.items():
-        shadow.add_module(name, copy.deepcopy(child, memo))
-    for name, parameter in traced._parameters.items():
-        shadow.register_parameter(name, None if parameter is None else memo[id(parameter)])
-    for name, buffer in traced._buffers.items():
-        shadow.register_buffer(name, None if buffer is None else memo[id(buffer)])
-    for name, value in plain_attributes(traced).items():
-        setattr(shadow, name, value)
-    return shadow.eval(), names, real
-
-
-def plain_attributes(traced: fx.GraphModule) -> dict[str, Any]:
-    """Attributes of the root that get_attr nodes read and that are no parameter, buffer or module."""
-    names = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}
-    return {name: value for name, value in vars(traced).items() if name in names}
 
 
 def find_rule(func: Any) -> Rule | None:
@@ -246,10 +188,7 @@ class _RuleMode(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if kwargs.get("device") is not None:
-            kwargs = {**kwargs, "device": torch.device("meta")}
-        result = func(*args, **kwargs)
+        result, kwargs = call_on_meta(func, args, kwargs or {})
         outputs = tuple(tensors_in(result))
         if not outputs:
             return result
@@ -380,7 +319,8 @@ class _Interpreter(fx.Interpreter):
     def layouts_in(self, value: Any) -> Any:
         """`value` with each tensor replaced by its axes."""
         return tree_map(
-            lambda v: TensorAxes(self.mode.layout_of(v), id(v)) if isinstance(v, Tensor) else v, value
+            lambda v: TensorAxes(self.mode.layout_of(v), id(v)) if isinstance(v, Tensor) else v,
+            value,
         )
 
     def _declare_fixed(self, value: Any, reason: str) -> None:
@@ -389,7 +329,9 @@ class _Interpreter(fx.Interpreter):
 
     def _freeze_dynamic_sizes(self, node: fx.Node, value: Any) -> None:
         """A dimension whose size follows the inputs is no channel, whatever it was made from."""
-        name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+        name = (
+            str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+        )
         start = _SIZES_START.get(name)
         if start is None or not self.mode.dynamic or not isinstance(value, Tensor):
             return
@@ -409,8 +351,3 @@ class _Interpreter(fx.Interpreter):
 
 def _tensors(value: Any) -> Iterable[Tensor]:
     return (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
-
-
-def frozen_layout(layout: Iterable[Axis]) -> bool:
-    """True iff no axis of the layout can be pruned."""
-    return all(is_frozen(axis) for axis in layout)

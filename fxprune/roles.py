@@ -36,7 +36,13 @@ class Roles:
             return "consumer"
         if produces:
             return "producer"
-        return "bias" if parameter in self.biases else "norm" if parameter in self.norms else "producer"
+        return (
+            "bias"
+            if parameter in self.biases
+            else "norm"
+            if parameter in self.norms
+            else "producer"
+        )
 
 
 def roles_of(propagation: Propagation) -> Roles:
@@ -65,7 +71,9 @@ def roles_of(propagation: Propagation) -> Roles:
             biases.update(*known)
         else:
             norms.update(*known)
-    return Roles(frozenset(consumers), frozenset(producers), frozenset(biases - norms), frozenset(norms))
+    return Roles(
+        frozenset(consumers), frozenset(producers), frozenset(biases - norms), frozenset(norms)
+    )
 
 
 def _read_contraction(

@@ -55,6 +55,26 @@ class Selection:
         """True if the axis loses indices."""
         return self.width(axis) != axis.size
 
+    def width_before(self, axis: Axis, index: int) -> int:
+        """How many of the first `index` indices of an axis stay."""
+        axis = find(axis)
+        if index in (0, axis.size):
+            return self.width(axis) if index else 0
+        if isinstance(axis, Product):  # f*rest: whole rows, then the beginning of one more
+            major, *minor = factors_of(axis)
+            rest = Product(minor)
+            rows, within = divmod(index, rest.size)
+            whole = self.width_before(major, rows)
+            started = self.width_before(major, rows + 1) - whole if within else 0
+            return whole * self.width(rest) + started * self.width_before(rest, within)
+        if isinstance(axis, Concat):
+            total = 0
+            for segment in segments_of(axis):
+                total += self.width_before(segment, min(index, segment.size))
+                index -= min(index, segment.size)
+            return total
+        return int(self.mask(axis)[:index].sum())
+
     def mask(self, axis: Axis) -> Tensor:
         """Which indices of an axis stay: bool [n]. Raises RewriteError if that depends on another axis."""
         table = self._tables.of(axis)

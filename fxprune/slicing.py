@@ -33,40 +33,39 @@ def slice_parameter(
     """
     rank = tensor.dim()
     plain = {dim: torch.ones(tensor.shape[dim], dtype=torch.bool) for dim in range(rank)}
-    crossed: list[tuple[Member, Tensor]] = []
+    crossed: dict[int, Tensor] = {}
     for group, member in memberships:
         member.check_shape(tuple(tensor.shape), group)
         mask = member.spread(plan.kept_mask(group), group, True, rank)
         if len(member.dims) == 1:
             plain[member.dim] &= mask.reshape(-1)
         else:
-            crossed.append((member, mask))
+            crossed[member.dim] = mask & crossed.get(member.dim, torch.tensor(True))
     result = tensor
     for dim, mask in plain.items():
         if not bool(mask.all()):
             index = mask.nonzero()[:, 0]
             result = result.index_select(dim, index.to(tensor.device))
-            crossed = [(m, c.index_select(dim, index) if c.shape[dim] > 1 else c) for m, c in crossed]
-    for member, mask in crossed:
-        result = _gather_rows(result, member, mask)
+            for key, cross in crossed.items():
+                if cross.shape[dim] > 1:
+                    crossed[key] = cross.index_select(dim, index)
+    for dim, cross in crossed.items():
+        result = _gather_along(result, dim, cross)
     return result.clone(memory_format=_memory_format(tensor))
 
 
-def _gather_rows(tensor: Tensor, member: Member, mask: Tensor) -> Tensor:
-    """Keep, for each index of the member's context dimension, the indices along its own that `mask` keeps."""
-    dim, other = member.dim, member.context_dim
-    flat = mask.movedim((other, dim), (0, 1)).reshape(mask.shape[other], mask.shape[dim])
-    counts = flat.sum(1)
-    if int(counts.min()) != int(counts.max()):
+def _gather_along(tensor: Tensor, dim: int, mask: Tensor) -> Tensor:
+    """Keep along `dim` what `mask` keeps, which may differ between the indices of other dimensions."""
+    last = mask.movedim(dim, -1)
+    counts = last.sum(-1)
+    kept = int(counts.max())
+    if int(counts.min()) != kept:
         raise PlanError(
-            f"parameter {member.parameter!r}: between {int(counts.min())} and {int(counts.max())} indices are "
-            f"kept along dimension {dim}, depending on dimension {other}; they must be equally many."
+            f"a tensor of shape {tuple(tensor.shape)} keeps between {int(counts.min())} and {kept} indices "
+            f"along dimension {dim}, depending on its other dimensions; they must be equally many."
         )
-    index = flat.nonzero()[:, 1].reshape(len(flat), -1)
-    shape = [1] * tensor.dim()
-    shape[other], shape[dim] = index.shape
-    laid = (index if other < dim else index.t()).reshape(shape).to(tensor.device)
-    return torch.take_along_dim(tensor, laid, dim)
+    index = last.nonzero()[:, -1].reshape(*last.shape[:-1], kept).movedim(-1, dim)
+    return torch.take_along_dim(tensor, index.to(tensor.device), dim)
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:

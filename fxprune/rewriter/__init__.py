@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from fxprune.analysis import Analysis, analysis_of
 from fxprune.errors import RewriteError
+from fxprune.meta import plain_attributes, run_on_meta
 from fxprune.plans import PruningPlan
-from fxprune.propagate import Record, TensorAxes, plain_attributes, run_on_meta
+from fxprune.propagate import Record, TensorAxes
 from fxprune.rewriter.modules import FIXES, ModuleCopier
 from fxprune.rewriter.rows import find_row
 from fxprune.rewriter.site import Site

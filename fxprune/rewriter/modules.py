@@ -137,7 +137,9 @@ FIXES: Mapping[type, Fix] = MappingProxyType(
         **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _convolution),
         nn.Linear: _linear,
         nn.Bilinear: _bilinear,
-        **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), _batch_norm),
+        **dict.fromkeys(
+            (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), _batch_norm
+        ),
         **dict.fromkeys(_INSTANCE_RANK, _instance_norm),
         **dict.fromkeys((nn.LayerNorm, nn.RMSNorm), _layer_norm),
         nn.GroupNorm: _group_norm,

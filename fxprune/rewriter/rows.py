@@ -127,9 +127,8 @@ def narrow(site: Site) -> None:
 
 def _kept_range(site: Site, axis: Axis, start: int, length: int) -> tuple[int, int]:
     """Where the indices that stay of ``start … start + length`` are in the new axis."""
-    mask = site.selection.mask(axis)
-    begin = int(mask[:start].sum())
-    return begin, begin + int(mask[start : start + length].sum())
+    before = site.selection.width_before
+    return before(axis, start), before(axis, start + length)
 
 
 def select(site: Site) -> None:
@@ -141,7 +140,7 @@ def select(site: Site) -> None:
 
 
 def _new_index(site: Site, axis: Axis, index: int) -> int:
-    return int(site.selection.mask(axis)[: index % axis.size].sum())
+    return site.selection.width_before(axis, index % axis.size)
 
 
 def getitem(site: Site) -> None:
@@ -224,7 +223,9 @@ def roll(site: Site) -> None:
     shifts, dims = site.argument(1, "shifts"), site.argument(2, "dims")
     shifts = (shifts,) if isinstance(shifts, int) else shifts
     dims = (dims,) if isinstance(dims, int) else dims or ()
-    pruned = [(s, d % len(axes)) for s, d in zip(shifts, dims, strict=True) if site.changed(axes[d])]
+    pruned = [
+        (s, d % len(axes)) for s, d in zip(shifts, dims, strict=True) if site.changed(axes[d])
+    ]
     if pruned:
         ((shift, dim),) = pruned  # several pruned dimensions in one roll do not occur
         size = axes[dim].size
@@ -282,7 +283,16 @@ def attention(site: Site) -> None:
     head_dim = site.axes(site.argument(0, "query"))[-1]
     if site.changed(head_dim) and site.argument(6, "scale") is None:
         args, kwargs = list(site.new.args), dict(site.new.kwargs)
-        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+        names = (
+            "query",
+            "key",
+            "value",
+            "attn_mask",
+            "dropout_p",
+            "is_causal",
+            "scale",
+            "enable_gqa",
+        )
         kwargs.update(zip(names[3:], args[3:], strict=False))
         kwargs["scale"] = 1.0 / math.sqrt(head_dim.size)
         site.new.args, site.new.kwargs = tuple(args[:3]), kwargs
@@ -299,7 +309,8 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         "repeat_interleave": repeat_interleave,
         "unflatten": unflatten,
         **dict.fromkeys(
-            ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"), split
+            ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"),
+            split,
         ),
         "narrow": narrow,
         "select": select,

@@ -105,5 +105,3 @@ class Site:
     def record(self, *names: str) -> Record | None:
         """The first executed op of one of these names."""
         return next((r for r in self.records if r.call.name in names), None)
-
-

@@ -1,0 +1,91 @@
+"""Running graphs on meta tensors: shapes without values, and without touching the user's module."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fxprune.errors import AnalysisError
+
+
+def run_on_meta(module: fx.GraphModule) -> Mapping[fx.Node, Any]:
+    """Every node's value when the graph runs on meta tensors of the example sizes. Raises AnalysisError."""
+    shadow, _, _ = meta_shadow(module)
+    interpreter = fx.Interpreter(shadow, garbage_collect_values=False, graph=module.graph)
+    values = example_values(module, None)
+    with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]), MetaFactories():
+        interpreter.run(*values, enable_io_processing=False)
+    return interpreter.env
+
+
+def example_values(traced: fx.GraphModule, inputs: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    if inputs is None:
+        missing = [node.name for node in placeholders if "val" not in node.meta]
+        if missing:
+            raise AnalysisError(
+                f"the graph has no example for its inputs {missing}: analyze takes what fxprune.trace returns. "
+                "Call fxprune.trace(module, example_inputs) first; it takes any GraphModule."
+            )
+        inputs = tuple(node.meta["val"] for node in placeholders)
+    return tuple(
+        tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, value) for value in inputs
+    )
+
+
+def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def meta_shadow(traced: fx.GraphModule) -> tuple[nn.Module, dict[int, str], dict[int, Tensor]]:
+    """A copy of the module tree with meta parameters; names of its tensors; real values of its buffers."""
+    memo: dict[int, Any] = {id(traced.graph): traced.graph}
+    names: dict[int, str] = {}
+    real: dict[int, Tensor] = {}
+    for name, tensor in named_tensors(traced):
+        meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        memo[id(tensor)] = nn.Parameter(meta, False) if isinstance(tensor, nn.Parameter) else meta
+        names[id(memo[id(tensor)])] = name
+        if not isinstance(tensor, nn.Parameter):
+            real[id(meta)] = tensor
+    shadow = nn.Module()
+    for name, child in traced._modules.items():
+        shadow.add_module(name, copy.deepcopy(child, memo))
+    for name, parameter in traced._parameters.items():
+        shadow.register_parameter(name, None if parameter is None else memo[id(parameter)])
+    for name, buffer in traced._buffers.items():
+        shadow.register_buffer(name, None if buffer is None else memo[id(buffer)])
+    for name, value in plain_attributes(traced).items():
+        setattr(shadow, name, value)
+    return shadow.eval(), names, real
+
+
+def plain_attributes(traced: fx.GraphModule) -> dict[str, Any]:
+    """Attributes of the root that get_attr nodes read and that are no parameter, buffer or module."""
+    names = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}
+    return {name: value for name, value in vars(traced).items() if name in names}
+
+
+def call_on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Run an op; what it creates or moves goes to the meta device. Returns the result and the kwargs used."""
+    creates = not any(isinstance(a, Tensor) for a in tree_leaves((args, kwargs)))
+    takes_device = any(argument.name == "device" for argument in func._schema.arguments)
+    if kwargs.get("device") is not None or (creates and takes_device):
+        kwargs = {**kwargs, "device": torch.device("meta")}
+    return func(*args, **kwargs), kwargs
+
+
+class MetaFactories(TorchDispatchMode):
+    """Everything is created on the meta device."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return call_on_meta(func, args, kwargs or {})[0]
