@@ -8,7 +8,7 @@ class FxpruneError(Exception):
 
 
 class TraceError(FxpruneError):
-    """A model could not be captured, or a captured graph met inputs that it was not captured for."""
+    """A model could not be captured, or a captured graph met inputs it was not captured for."""
 
 
 class AnalysisError(FxpruneError):

@@ -115,7 +115,8 @@ def read(recorder: Recorder, tensor: Tensor, what: str, line: str) -> Tensor:
             raise NotConstant
         return recorder.replay.tensor(ref)
     except NotConstant:
-        shape = tuple(torch._C._TensorBase.size(tensor))  # type: ignore[attr-defined]
+        with torch._C.DisableTorchFunction():
+            shape = tuple(tensor.shape)
         raise TraceError(
             f"{line}: the model reads values of a tensor of shape {shape} ({what}) that depend on "
             "its inputs or weights, so the operations it runs are not fixed. Replace the Python "

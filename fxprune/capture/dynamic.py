@@ -98,10 +98,23 @@ class _Search:
                 last = result
             else:
                 self.reasons[symbol] = result
+        self._merge_equal(candidates, alone)
         if last is not None and len(alone) == 1 and alone[0].wide == alone[0].careful:
             self.careful = False
             return last, alone
         return self._together(alone)
+
+    def _merge_equal(self, candidates: Sequence[Symbol], alone: list[Symbol]) -> None:
+        """Let dimensions of equal size that cannot vary alone vary together."""
+        by_size: dict[int, list[Symbol]] = {}
+        for symbol in candidates:
+            if symbol not in alone and symbol.size > 1:
+                by_size.setdefault(symbol.size, []).append(symbol)
+        for same in by_size.values():
+            places = tuple(place for symbol in same for place in symbol.places)
+            merged = replace(same[0], places=places)
+            if len(same) > 1 and isinstance(self.attempt([merged], careful=True), Capture):
+                alone.append(merged)
 
     def _together(self, alone: list[Symbol]) -> tuple[Capture, list[Symbol]]:
         result = self.either(alone)
@@ -155,9 +168,7 @@ def _wanted(inputs: Inputs, dynamic: Mapping[str, Any] | None) -> dict[tuple[str
     return wanted
 
 
-def search(
-    inputs: Inputs, base: Capture, run: Run, dynamic: Mapping[str, Any] | None
-) -> Found:
+def search(inputs: Inputs, base: Capture, run: Run, dynamic: Mapping[str, Any] | None) -> Found:
     """Decide which input dimensions are dynamic. Raises TraceError for a demand not met."""
     leaves = {leaf.label: leaf for leaf in inputs.leaves}
     wanted = _wanted(inputs, dynamic)
@@ -178,8 +189,9 @@ def search(
         else:
             candidates.append(symbol)
     capture, chosen = searcher.best(candidates)
+    varying = {place for symbol in chosen for place in symbol.places}
     for symbol in candidates:
-        if symbol not in chosen and any(wanted.get(p) for p in symbol.places):
+        if any(wanted.get(p) and p not in varying for p in symbol.places):
             raise TraceError(
                 f"dynamic= demands {symbol.describe()} (traced size {symbol.size}), but it cannot "
                 f"vary: {searcher.reasons[symbol]}. Leave it out of dynamic=, or change the model "
@@ -205,13 +217,15 @@ def _found(
     varying: dict[str, list[int]] = {leaf.label: [] for leaf in inputs.leaves}
     fixed: dict[str, dict[int, tuple[int, str]]] = {}
     shared: list[tuple[Place, tuple[Place, ...]]] = []
+    for symbol in chosen:
+        for label, dim in symbol.places:
+            varying[label].append(dim)
     for symbol in everything:
         for label, dim in symbol.places:
-            if symbol in chosen:
-                varying[label].append(dim)
-            else:
+            if dim not in varying[label]:
                 fixed.setdefault(label, {})[dim] = (symbol.size, reasons[symbol])
-        if symbol in chosen and len(symbol.places) > 1:
+    for symbol in chosen:
+        if len(symbol.places) > 1:
             first, *others = (Place(leaves[label], dim) for label, dim in symbol.places)
             shared.append((first, tuple(others)))
     dynamic = {label: tuple(sorted(found)) for label, found in varying.items()}

@@ -116,7 +116,8 @@ class Emitter:
         written = _written(self.capture.records)
         conditions: dict[int, list[Any]] = {}
         for condition in self.capture.log:
-            conditions.setdefault(max(last_ref(condition[1]), self.places - 1), []).append(condition)
+            place = max(last_ref(condition[1]), self.places - 1)
+            conditions.setdefault(place, []).append(condition)
         self.conditions(conditions.get(self.places - 1, []))
         for index in range(self.places, len(self.capture.records)):
             record = self.capture.records[index]
@@ -128,9 +129,7 @@ class Emitter:
                 )
                 if record.op == "call_module":
                     self.module(record.target)
-                node.meta["source"] = (
-                    record.target if record.op == "call_module" else record.source
-                )
+                node.meta["source"] = record.target if record.op == "call_module" else record.source
                 node.meta["line"] = record.line
             self.nodes.append(node)
             self.conditions(conditions.get(index, []))
@@ -152,8 +151,7 @@ class Emitter:
         number = next(i for i in range(len(taken) + 1) if f"_constant{i}" not in taken)
         name = f"_constant{number}"
         self.root[name] = tensor
-        node = self.graph.get_attr(name)
-        return node
+        return self.graph.get_attr(name)
 
     def module(self, path: str) -> None:
         """Take a leaf module into the result, sharing its parameters and buffers."""
@@ -308,4 +306,3 @@ def remove_dead(graph: fx.Graph) -> None:
         )
 
     graph.eliminate_dead_code(is_impure_node=impure)
-

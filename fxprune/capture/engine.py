@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxprune.capture import dynamic as dims
 from fxprune.capture import guards
@@ -16,7 +16,7 @@ from fxprune.capture.inputs import Inputs, Sizes, bind
 from fxprune.capture.metacopy import Template, template
 from fxprune.capture.modes import depends_on_mode, follow_modes
 from fxprune.capture.outputs import referenced
-from fxprune.capture.recorder import _SKIPPED, Recorder, recording
+from fxprune.capture.recorder import Recorder, is_users, recording
 from fxprune.capture.records import Capture, Ref, TraceInfo
 from fxprune.errors import TraceError
 
@@ -63,7 +63,8 @@ def trace(model: Any, example_inputs: Any, dynamic: Dynamic | None = None) -> fx
     source = template(model)
     base = _first(source, inputs)
     found = dims.search(inputs, base, lambda sizes: run(source, inputs, sizes), dynamic)
-    capture, notes = found.capture, ()
+    capture = found.capture
+    notes: tuple[str, ...] = ()
     if depends_on_mode(model, capture.reached):
         capture, notes = follow_modes(capture, lambda: run(source, inputs, {}, training=True))
     emitter = Emitter(capture, source, len(inputs.names))
@@ -105,7 +106,7 @@ def _first(source: Template, inputs: Inputs) -> Capture:
 
 def _where(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not any(part in f.filename for part in _SKIPPED)]
+    own = [f for f in frames if is_users(f.filename)]
     return f"{own[-1].filename}:{own[-1].lineno}" if own else "?"
 
 
@@ -131,12 +132,12 @@ def _emit_inputs(emitter: Emitter, inputs: Inputs, found: dims.Found) -> None:
     for first, others in found.shared:
         reference = f"dimension {first.dim} of {first.leaf.label!r}"
         for other in others:
-            args = (emitter.size(other.expr), emitter.size(first.expr))
+            pair = (emitter.size(other.expr), emitter.size(first.expr))
             name = f"dimension {other.dim} of {other.leaf.label!r}"
-            graph.call_function(guards.same_size, (*args, name, reference))
-    for place, size, unit in found.steps:
-        name = f"dimension {place.dim} of {place.leaf.label!r}"
-        graph.call_function(guards.stepped_size, (emitter.size(place.expr), size, unit, name))
+            graph.call_function(guards.same_size, (*pair, name, reference))
+    for where, size, unit in found.steps:
+        name = f"dimension {where.dim} of {where.leaf.label!r}"
+        graph.call_function(guards.stepped_size, (emitter.size(where.expr), size, unit, name))
 
 
 def _dropped(model: nn.Module, gm: fx.GraphModule, capture: Capture) -> tuple[str, ...]:
@@ -149,4 +150,3 @@ def _dropped(model: nn.Module, gm: fx.GraphModule, capture: Capture) -> tuple[st
         and path not in capture.reached
         and not all(id(p) in held for p in module.parameters(recurse=False))
     )
-

@@ -78,6 +78,6 @@ def holds(condition: bool, expected: bool, what: str) -> None:
 
 def new_object(cls: type, state: dict[str, Any]) -> Any:
     """An object of a class with the given attributes, made without calling its constructor."""
-    made = object.__new__(cls)
+    made: Any = object.__new__(cls)
     made.__dict__.update(state)
     return made

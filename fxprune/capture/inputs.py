@@ -49,7 +49,7 @@ class Inputs:
                 arguments[name] = (*arguments[name][:inner], value, *arguments[name][inner + 1 :])
             else:
                 arguments[name] = {**arguments[name], inner: value}
-        rebound = inspect.BoundArguments(self.bound.signature, arguments)  # type: ignore[arg-type]
+        rebound = inspect.BoundArguments(self.bound.signature, arguments)
         return rebound.args, rebound.kwargs
 
     def meta(self, sizes: Sizes) -> list[Any]:

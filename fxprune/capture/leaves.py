@@ -29,29 +29,34 @@ def _is_torch(cls: type) -> bool:
     return parts[:3] == ["torch", "nn", "modules"] and parts[-1] not in _CONTAINERS
 
 
-@functools.lru_cache(maxsize=None)
-def _class_base(cls: type) -> type | None:
-    if cls.__module__ == own.__name__:
-        return cls
-    for depth, base in enumerate(cls.__mro__):
+@functools.cache
+def _class_base(cls: Any) -> type | None:
+    kind: type = cls
+    if kind.__module__ == own.__name__:
+        return kind
+    ancestors: list[type] = []
+    for base in cls.__mro__:
         if base in LOWERINGS or base is nn.Module:
             return None
         if _is_torch(base):
             break
+        ancestors.append(base)
     else:
         return None
-    for inherited in cls.__mro__[:depth]:
+    for inherited in ancestors:
         for name, value in vars(inherited).items():
             if name in _HARMLESS:
                 continue
             if hasattr(base, name) or isinstance(value, property) or name == "__getattr__":
                 return None
-    return base if base.forward is not nn.Module.forward else None
+    forward = getattr(base, "forward", nn.Module.forward)
+    return base if forward is not nn.Module.forward else None
 
 
 def leaf_base(module: nn.Module) -> type | None:
     """The class as which `module` is a leaf of the graph; None: its forward is traced through."""
-    base = _class_base(type(module))
+    cls: Any = type(module)
+    base = _class_base(cls)
     if base is None or base.__module__ == own.__name__:
         return base
     if parametrize.is_parametrized(module):
@@ -62,8 +67,8 @@ def leaf_base(module: nn.Module) -> type | None:
     return base
 
 
-@functools.lru_cache(maxsize=None)
-def reads_training(cls: type) -> bool:
+@functools.cache
+def reads_training(cls: Any) -> bool:
     """Whether a method of the class (below torch's own) mentions `training`."""
     for base in cls.__mro__:
         if base is nn.Module or _is_torch(base):
@@ -83,8 +88,9 @@ def _mentions(code: types.CodeType) -> bool:
 
 def may_drop_path(module: nn.Module) -> bool:
     """Whether the module is free of parameters and children and depends on the mode."""
+    cls: Any = type(module)
     empty = not (module._parameters or module._buffers or module._modules)
-    return empty and reads_training(type(module)) and leaf_base(module) is None
+    return empty and reads_training(cls) and leaf_base(module) is None
 
 
 def drop_path_like(module: nn.Module) -> own.DropPath | None:
@@ -107,7 +113,7 @@ def torch_base(cls: type, *wanted: type) -> type | None:
 def emitted(module: nn.Module, base: type | None = None) -> nn.Module:
     """A shallow copy without hooks, as the torch.nn class, that shares parameters and buffers."""
     base = base or leaf_base(module) or type(module)
-    twin: nn.Module = base.__new__(base)
+    twin: nn.Module = nn.Module.__new__(base)
     fresh = nn.Module().__dict__
     state: dict[str, Any] = {}
     for key, value in module.__dict__.items():

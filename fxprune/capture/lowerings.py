@@ -35,7 +35,7 @@ class _Heads:
 
     def split(self, x: Tensor) -> Tensor:
         """(batch, length, heads * width) in either order -> (batch, heads, length, width)."""
-        x = x.unflatten(-1, (self.count, self.width))
+        x = torch.unflatten(x, -1, (self.count, self.width))
         return x.transpose(1, 2) if self.batch_first else x.permute(1, 2, 0, 3)
 
     def join(self, x: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def _mask(
         if extra:
             attn_mask = F.pad(attn_mask, (0, extra))
         if attn_mask.dim() == 3:
-            attn_mask = attn_mask.unflatten(0, (-1, heads.count))
+            attn_mask = torch.unflatten(attn_mask, 0, (-1, heads.count))
     if padding is None:
         return attn_mask
     padding = _additive(padding, q.dtype)
@@ -124,6 +124,11 @@ def _project(
     return q, k, v
 
 
+def _weights(packed: Tensor | None, separate: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    found = tuple(w for w in separate if w is not None)
+    return packed.chunk(3) if packed is not None and not found else found
+
+
 def multi_head_attention_forward(
     query: Tensor,
     key: Tensor,
@@ -166,24 +171,15 @@ def multi_head_attention_forward(
         at = 0 if batch_first else 1
         query, key, value = query.unsqueeze(at), key.unsqueeze(at), value.unsqueeze(at)
         key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
-    if use_separate_proj_weight:
-        assert q_proj_weight is not None
-        assert k_proj_weight is not None
-        assert v_proj_weight is not None
-        weights: tuple[Tensor, ...] = (q_proj_weight, k_proj_weight, v_proj_weight)
-    else:
-        assert in_proj_weight is not None
-        weights = in_proj_weight.chunk(3)
+    separate = (q_proj_weight, k_proj_weight, v_proj_weight) if use_separate_proj_weight else ()
+    weights = _weights(in_proj_weight, separate)
     heads = _Heads(
         num_heads, width, dropout_p, training, batch_first, need_weights, average_attn_weights,
         add_zero_attn, is_causal,
     )  # fmt: skip
     projected = _project((query, key, value), weights, in_proj_bias)
     out, scores = _attention(heads, projected, (bias_k, bias_v), attn_mask, key_padding_mask)
-    if output is None:
-        out = F.linear(out, out_proj_weight, out_proj_bias)
-    else:
-        out = output(out)
+    out = F.linear(out, out_proj_weight, out_proj_bias) if output is None else output(out)
     if unbatched:
         out = out.squeeze(heads.batch_dim)
         scores = None if scores is None else scores.squeeze(0)
@@ -218,8 +214,7 @@ def _channel_shuffle(module: nn.ChannelShuffle, x: Tensor) -> Tensor:
 
 
 def _unflatten(module: nn.Unflatten, x: Tensor) -> Tensor:
-    sizes = module.unflattened_size
-    return x.unflatten(module.dim, tuple(sizes))  # type: ignore[arg-type]
+    return torch.unflatten(x, module.dim, tuple(module.unflattened_size))
 
 
 #: module class -> torch code that runs in the place of its forward

@@ -16,7 +16,7 @@ from fxprune.errors import TraceError
 
 def meta_like(tensor: Tensor) -> Tensor:
     """A meta tensor with the sizes, strides, dtype and class (Tensor or Parameter) of `tensor`."""
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
         raise TraceError(
             "the model has parameters without a shape yet (a lazy module). Run the model once on "
             "an input before tracing it."

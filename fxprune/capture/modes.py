@@ -17,7 +17,7 @@ from fxprune.modules import ByMode
 _COUNTER = "num_batches_tracked"
 
 
-def depends_on_mode(model: nn.Module, reached: Mapping[str, type]) -> bool:
+def depends_on_mode(model: nn.Module, reached: Mapping[str, Any]) -> bool:
     """Whether any module that forward reached could behave otherwise in train mode."""
     for path, cls in reached.items():
         if issubclass(cls, (nn.MultiheadAttention, ByMode)):
@@ -27,9 +27,7 @@ def depends_on_mode(model: nn.Module, reached: Mapping[str, type]) -> bool:
     return False
 
 
-def follow_modes(
-    capture: Capture, train: Callable[[], Capture]
-) -> tuple[Capture, tuple[str, ...]]:
+def follow_modes(capture: Capture, train: Callable[[], Capture]) -> tuple[Capture, tuple[str, ...]]:
     """Replace literals that differ in train mode by `Mode`s; notes on what could not be followed.
 
     The train capture may fail: that is a note, because only the behaviour in train mode is lost.
@@ -124,4 +122,3 @@ def _values(mine: Any, other: Any) -> Any:
     if isinstance(mine, (Attr, str)) and mine != other:
         raise _Differs(f"has {mine} in eval mode and {other} in train mode")
     return mine
-

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,17 +22,26 @@ from fxprune.capture.sizes import Log, SizeFloat, SizeInt, plain, size_of, sized
 from fxprune.capture.targets import CONSTRUCTORS, RANDOM, mutates, target_of
 from fxprune.errors import TraceError
 
-_SKIPPED = ("/torch/", "/fxprune/capture/", "<string>")
+_SKIPPED = (
+    os.path.dirname(torch.__file__) + os.sep,
+    os.path.dirname(__file__) + os.sep,
+    "<string>",
+)
+
+
+def is_users(filename: str) -> bool:
+    """Whether a file is neither torch's nor part of the capture."""
+    return not filename.startswith(_SKIPPED)
 
 
 def user_line() -> str:
     """The `file:line` of the innermost frame that is the model's own code."""
-    frame = sys._getframe(2)
+    frame: types.FrameType | None = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not any(part in name for part in _SKIPPED):
+        if is_users(name):
             return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "?"
 
 
@@ -164,7 +175,7 @@ class Recorder(TorchFunctionMode):
     # Calls -------------------------------------------------------------------------------------
 
     def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        self, func: Any, classes: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if self.busy:
@@ -214,7 +225,7 @@ class Recorder(TorchFunctionMode):
 
     # Modules -----------------------------------------------------------------------------------
 
-    def call_module(self, original: Callable[..., Any], module: nn.Module, args: Any, kw: Any) -> Any:
+    def call_module(self, original: Any, module: nn.Module, args: Any, kw: Any) -> Any:
         """What `module(*args, **kw)` does during capture."""
         path = self.modules.get(id(module))
         if path is not None:
@@ -340,14 +351,14 @@ def recording(recorder: Recorder) -> Iterator[None]:
 
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with _LOCK, torch.no_grad():
-        compiling = torch.compiler._is_compiling_flag  # type: ignore[attr-defined]
+        compiling = torch.compiler._is_compiling_flag
         try:
             nn.Module.__call__ = call  # type: ignore[method-assign]
             torch.backends.mha.set_fastpath_enabled(False)
-            torch.compiler._is_compiling_flag = True  # type: ignore[attr-defined]
+            torch.compiler._is_compiling_flag = True
             with recorder:
                 yield
         finally:
             nn.Module.__call__ = original  # type: ignore[method-assign]
             torch.backends.mha.set_fastpath_enabled(fastpath)
-            torch.compiler._is_compiling_flag = compiling  # type: ignore[attr-defined]
+            torch.compiler._is_compiling_flag = compiling

@@ -63,7 +63,9 @@ class Record:
     @property
     def name(self) -> str:
         """The short name of the target, for messages."""
-        return self.target if isinstance(self.target, str) else getattr(self.target, "__name__", "?")
+        if isinstance(self.target, str):
+            return self.target
+        return getattr(self.target, "__name__", str(self.target))
 
 
 @dataclass(slots=True)
@@ -81,7 +83,6 @@ class Capture:
     reached: Mapping[str, type]
     plain: Mapping[str, type] = field(default_factory=dict)
     shapes: Mapping[Ref, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
-
 
     @property
     def drop_paths(self) -> frozenset[str]:
@@ -127,8 +128,8 @@ class TraceInfo:
 
     dynamic: input -> dimensions that may have any size. specialised: input -> {dimension: (size,
     reason)}. steps: input -> {dynamic dimension: n}, where sizes must differ from the traced one by
-    a multiple of n. dropped: modules that forward never reached. mode_notes: where train mode may differ
-    from eval mode in a way that the graph does not follow.
+    a multiple of n. dropped: modules that forward never reached. mode_notes: where train mode may
+    differ from eval mode in a way that the graph does not follow.
     """
 
     dropped: tuple[str, ...] = ()

@@ -109,7 +109,8 @@ def _binary(x: Any, y: Any) -> Any:
     if not isinstance(y, Tensor) or not _plain(x, y) or x.dim() < y.dim():
         return None
     tail = x.shape[x.dim() - y.dim() :]
-    return _new(x, x.shape) if all(b in (1, a) for a, b in zip(tail, y.shape, strict=True)) else None
+    fits = all(b in (1, a) for a, b in zip(tail, y.shape, strict=True))
+    return _new(x, x.shape) if fits else None
 
 
 def _binary_in_place(x: Any, y: Any) -> Any:

@@ -131,6 +131,8 @@ for _name, _fn in {
     "ne": operator.ne,
 }.items():
     _comparison(_name, _fn)
+
+
 def _itself(self: SizeInt, *_: Any) -> SizeInt:
     return self
 
@@ -142,7 +144,7 @@ def _divmod(self: Any, other: Any) -> tuple[Any, Any]:
 for _name in ("ceil", "floor", "trunc", "pos", "round"):
     setattr(SizeInt, f"__{_name}__", _itself)
 for _cls in (SizeInt, SizeFloat):
-    _cls.__divmod__ = _divmod  # type: ignore[method-assign,assignment]
+    _cls.__divmod__ = _divmod  # type: ignore[method-assign]
 _unary("neg", operator.neg, SizeInt, SizeFloat)
 _unary("abs", abs, SizeInt, SizeFloat)
 _unary("ceil", math.ceil, SizeFloat)

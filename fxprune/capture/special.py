@@ -88,18 +88,16 @@ def _transpose(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return recorder.call(Tensor.permute, (args[0], *order), kwargs)
 
 
-@_handles(Tensor.requires_grad_, Tensor.retain_grad, Tensor.__repr__)
+@_handles(Tensor.requires_grad_, Tensor.retain_grad)
 def _unrecorded(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    return args[0] if func is not Tensor.__repr__ else func(*args, **kwargs)
+    return args[0]
 
 
 @_handles(*targets.READERS)
 def _read(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     line = _line()
     what = getattr(func, "__name__", "a value")
-    values = [
-        constants.read(recorder, a, what, line) if isinstance(a, Tensor) else a for a in args
-    ]
+    values = [constants.read(recorder, a, what, line) if isinstance(a, Tensor) else a for a in args]
     with recorder.paused():
         return func(*values, **kwargs)
 
@@ -171,9 +169,13 @@ def _batch_norm(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     path = recorder.names.get(id(given.get("running_mean")), "").rpartition(".")[0]
     module = recorder.owners.get(path)
     base = None if module is None else leaves.torch_base(type(module), _BatchNorm)
-    if base is None or not all(
-        given.get(key) is getattr(module, key)
-        for key in ("running_mean", "running_var", "weight", "bias")
+    if (
+        module is None
+        or base is None
+        or not all(
+            given.get(key) is getattr(module, key)
+            for key in ("running_mean", "running_var", "weight", "bias")
+        )
     ):
         return recorder.call(func, args, kwargs)
     same = (given.get("momentum", 0.1), given.get("eps", 1e-5), bool(given.get("training", False)))

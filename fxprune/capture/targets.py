@@ -67,23 +67,28 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "ge": operator.ge,
 }
 
+
+def _getter(name: str) -> Any:
+    return getattr(Tensor, name).__get__
+
+
 #: attributes of a tensor that are themselves tensors -> the method that computes the same
 TENSOR_PROPERTIES: dict[Any, tuple[str, tuple[Any, ...]]] = {
-    Tensor.mT.__get__: ("transpose", (-2, -1)),
-    Tensor.data.__get__: ("detach", ()),
-    Tensor.real.__get__: ("real", ()),
-    Tensor.imag.__get__: ("imag", ()),
-    Tensor.H.__get__: ("adjoint", ()),
-    Tensor.mH.__get__: ("adjoint", ()),
+    _getter("mT"): ("transpose", (-2, -1)),
+    _getter("data"): ("detach", ()),
+    _getter("real"): ("real", ()),
+    _getter("imag"): ("imag", ()),
+    _getter("H"): ("adjoint", ()),
+    _getter("mH"): ("adjoint", ()),
 }
-TRANSPOSE = Tensor.T.__get__
-SHAPE = Tensor.shape.__get__
+TRANSPOSE = _getter("T")
+SHAPE = _getter("shape")
 IS_PROPERTY: dict[Any, str] = {
-    Tensor.is_cuda.__get__: "cuda",
-    Tensor.is_cpu.__get__: "cpu",
-    Tensor.is_meta.__get__: "meta",
+    _getter("is_cuda"): "cuda",
+    _getter("is_cpu"): "cpu",
+    _getter("is_meta"): "meta",
 }
-DEVICE = Tensor.device.__get__
+DEVICE = _getter("device")
 
 #: functions that read values: they cannot be answered on the meta device
 READERS = frozenset(
