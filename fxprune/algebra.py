@@ -1,9 +1,9 @@
 """The rules of calculation on axes: refine, take apart, put together, unify.
 
-`Algebra.unify` says that two axes keep the same indices; `Algebra.factor` and `Algebra.segment` refine an atom
-where a program takes it apart. All operations are sound: whatever sets of units are removed from the atoms, axes
-that were unified lose the same indices. Where two expressions have no common refinement, both are taken apart
-into single units and unified index by index.
+`Algebra.unify` says that two axes keep the same indices; `Algebra.factor` and `Algebra.segment`
+refine an atom where a program takes it apart. All operations are sound: whatever sets of units are
+removed from the atoms, axes that were unified lose the same indices. Where two expressions have no
+common refinement, both are taken apart into single units and unified index by index.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def _one_of(factors: Sequence[Axis]) -> Axis | None:
 
 
 class Algebra:
-    """Creates axes and relates them. `site` is what the relations are attributed to; `log` records them.
+    """Creates axes and relates them. `site` is what the relations are attributed to; `log` records
+    them.
 
     `log` holds ``(site, atom, axis)``: at that site the atom was found to stand for the axis.
     """
@@ -45,7 +46,7 @@ class Algebra:
         self._atoms = 0
         self.one = self.constant(1, "size 1: nothing to remove")
 
-    # -- making axes -----------------------------------------------------------------------------------
+    # -- making axes -------------------------------------------------------------------------------
 
     def atom(self, size: int, reason: str | None = None) -> Atom:
         """A fresh atom, frozen if a reason is given."""
@@ -73,7 +74,7 @@ class Algebra:
             return self.constant(sum(s.size for s in flat), next(leaves(flat[0])).reason or "")
         return Concat(flat)
 
-    # -- freezing --------------------------------------------------------------------------------------
+    # -- freezing ----------------------------------------------------------------------------------
 
     def freeze(self, axis: Axis, reason: str) -> None:
         """Freeze every atom of `axis` that is not frozen yet."""
@@ -82,7 +83,7 @@ class Algebra:
                 if atom.reason is None:
                     atom.reason = reason
 
-    # -- refining --------------------------------------------------------------------------------------
+    # -- refining ----------------------------------------------------------------------------------
 
     def _bind(self, atom: Atom, axis: Axis) -> None:
         self.log.append((self.site, atom, axis))
@@ -139,7 +140,7 @@ class Algebra:
             start = end
 
     def _cut_product(self, axis: Product, cuts: Sequence[int]) -> Iterator[Axis]:
-        """Cut ``f*rest``: between rows ``f`` is segmented, inside a row ``u*rest`` is ``u*(r1 + r2)``."""
+        """Cut ``f*rest``: ``f`` between rows; inside a row, ``u*rest`` is ``u*(r1 + r2)``."""
         major, *minor = factors_of(axis)
         rest = self.product(minor)
         row_cuts = sorted(
@@ -159,7 +160,7 @@ class Algebra:
             row += rows.size
 
     def factor(self, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
-        """Take `axis` apart into a product of the given sizes; what cannot be, is exploded and unified."""
+        """The factors of the given sizes that `axis` is a product of; explodes where need be."""
         if math.prod(sizes) != axis.size:
             raise ValueError(f"sizes {list(sizes)} do not multiply to {axis.size}")
         return self._factor_run([axis], sizes)
@@ -179,7 +180,7 @@ class Algebra:
         return [self.one if size == 1 else next(rest) for size in sizes]
 
     def _regroup(self, factors: Sequence[Axis], sizes: Sequence[int]) -> list[Axis] | None:
-        """Group `factors` into products of the given sizes, splitting atoms; None where they do not fit."""
+        """Group `factors` into products of the given sizes, splitting atoms; None on conflict."""
         queue = list(reversed(factors))
         groups: list[list[Axis]] = []
         for size in sizes:
@@ -248,7 +249,7 @@ class Algebra:
         return result
 
     def gather(self, axis: Axis, indices: Sequence[int]) -> Axis:
-        """The axis of ``index_select(dim, indices)``: neighbouring indices stay together in one segment."""
+        """The axis of ``index_select(dim, indices)``; neighbouring indices stay together."""
         if is_frozen(axis) or not indices:
             reason = next((atom.reason for atom in leaves(axis)), None)
             return self.constant(len(indices), reason or "empty selection")
@@ -269,7 +270,7 @@ class Algebra:
                 start = following[start]
         return self.concat(pieces)
 
-    # -- unifying --------------------------------------------------------------------------------------
+    # -- unifying ----------------------------------------------------------------------------------
 
     def unify(self, left: Axis, right: Axis) -> Axis:
         """Let two axes of one size keep the same indices; returns what both stand for."""
@@ -329,7 +330,7 @@ class Algebra:
         return list(zip(self.units(x), self.units(y), strict=True))
 
     def _match_factors(self, xs: list[Axis], ys: list[Axis]) -> list[tuple[Axis, Axis]] | None:
-        """Walk two factor lists from the major end, splitting where boundaries differ; None on conflict."""
+        """Pair two factor lists from the major end, splitting at boundaries; None on conflict."""
         pairs: list[tuple[Axis, Axis]] = []
         xs.reverse()
         ys.reverse()
@@ -379,7 +380,7 @@ def _lengths(cuts: Sequence[int], size: int) -> list[int]:
 def _aligned_blocks(
     sources: Sequence[int], targets: Sequence[int]
 ) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Smallest neighbouring blocks of source and target dimensions of equal total size (no size is 1)."""
+    """Smallest neighbouring blocks of dimensions with equal products (no size is 1)."""
     i = j = 0
     while i < len(sources):
         start_i, start_j = i, j

@@ -1,4 +1,4 @@
-"""`analyze`: which parameter dimensions are coupled, which of them may be pruned, and why not the rest."""
+"""`analyze`: which parameter dimensions are coupled, which may be pruned, and why not the rest."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ class Analysis:
         return f"Analysis({len(self.groups)} prunable groups, {len(self.frozen)} frozen)"
 
     def explain(self, path: str) -> str:
-        """Why the dimensions of a module or parameter are coupled, node by node, or why they are frozen.
+        """Why the dimensions of a module or parameter are coupled, node by node, or why they are
+        frozen.
 
         `path` is a module ("layer1.0.conv2") or a parameter ("layer1.0.conv2.weight"). Raises
         AnalysisError if the graph has no parameter there.
@@ -116,8 +117,8 @@ def analyze(traced: fx.GraphModule, strict: bool = False) -> Analysis:
     if strict and propagation.barriers:
         node, op = propagation.barriers[0]
         raise AnalysisError(
-            f"no rule for op {op} at node {node!r} ({len(propagation.barriers)} such ops in all). Without "
-            "strict=True, what it touches is frozen."
+            f"no rule for op {op} at node {node!r} ({len(propagation.barriers)} such ops in "
+            "all). Without strict=True, what it touches is frozen."
         )
     analysis = Analysis(traced, fingerprint(traced), propagation, build_groups(propagation))
     traced.meta[_CACHE] = _Cache(analysis)
@@ -128,7 +129,7 @@ _CACHE = "fxprune_analysis"
 
 
 class _Cache:
-    """Holds a graph's analysis in the graph's `meta`; copies and pickles of the graph start without."""
+    """Holds a graph's analysis in its `meta`; copies and pickles of the graph start without."""
 
     def __init__(self, analysis: Analysis | None = None) -> None:
         self.analysis = analysis

@@ -3,14 +3,15 @@
 An axis describes one dimension of one tensor. It is one of
 
 * an `Atom`: a named index set of `size` units,
-* a `Product` ``H*D``: what a reshape makes of neighbouring dimensions (the last factor moves fastest),
+* a `Product` ``H*D``: what a reshape makes of neighbouring dimensions (row-major),
 * a `Concat` ``A+B``: what ``cat`` makes, and what ``split`` and slices take apart.
 
-The rules of calculation are in `fxprune.algebra`. Axes are solved by
-substitution: an atom that was refined or unified is *bound* to what it stands for, and `find` follows the
-bindings. A *frozen* atom carries the reason why it may not be pruned; freezing is contagious under `unify`.
+The rules of calculation are in `fxprune.algebra`. Axes are solved by substitution: an atom that was
+refined or unified is *bound* to what it stands for, and `find` follows the bindings. A *frozen*
+atom carries the reason why it may not be pruned; freezing is contagious under `unify`.
 
-Every index of an axis is a conjunction of units: index ``(h, d)`` of ``H*D`` survives iff ``h`` and ``d`` do.
+Every index of an axis is a conjunction of units: index ``(h, d)`` of ``H*D`` survives iff ``h`` and
+``d`` do.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Axis:
 
 
 class Atom(Axis):
-    """An index set of `size` units; frozen iff `reason` is set. `key` counts atoms in creation order."""
+    """An index set of `size` units; frozen iff `reason` is set. `key` is its creation number."""
 
     __slots__ = ("key", "reason")
 
@@ -81,7 +82,7 @@ def find(axis: Axis) -> Axis:
 
 
 def factors_of(axis: Axis) -> tuple[Axis, ...]:
-    """The resolved factors of `axis`, none of them a product; frozen factors of size 1 are left out."""
+    """The resolved factors of `axis`, none of them a product or frozen of size 1."""
     axis = find(axis)
     if isinstance(axis, Product):
         flat = tuple(factor for part in axis.factors for factor in factors_of(part))
@@ -133,7 +134,7 @@ def is_frozen(axis: Axis) -> bool:
 
 
 def contains(axis: Axis, atom: Atom) -> bool:
-    """The occurs check. An axis can only contain an atom of its own size through parts of that size."""
+    """The occurs check: an axis contains an atom of its size only through parts of that size."""
     stack = [axis]
     while stack:
         part = find(stack.pop())

@@ -1,8 +1,9 @@
 """Which atoms may choose different units per head or per convolution group.
 
-Atom D may choose its units separately for each index of atom H (its *context*) iff every tensor entry that
-depends on D also depends on exactly one index of H, and no op mixes different indices of H while D stands by.
-Expanding each tensor's axes into monomials (one factor list per combination of segments):
+Atom D may choose its units separately for each index of atom H (its *context*) iff every tensor
+entry that depends on D also depends on exactly one index of H, and no op mixes different indices of
+H while D stands by. Expanding each tensor's axes into monomials (one factor list per combination of
+segments):
 
 (a) in every monomial that contains D, both D and H occur exactly once, and
 (b) no op contracts, reduces, normalises or scans over H while D is a spectator.
@@ -52,7 +53,7 @@ def _atoms(layout: Iterable[Axis]) -> set[Atom]:
 
 
 def _companions(layout: Sequence[Axis]) -> dict[Atom, frozenset[Atom]]:
-    """For each free atom of a tensor, the atoms that occur exactly once in every monomial with it."""
+    """For each free atom of a tensor, the atoms that are once in every monomial with it."""
     common = [_always(axis) for axis in layout]
     anywhere = [_atoms([axis]) for axis in layout]
     result: dict[Atom, frozenset[Atom]] = {}
@@ -94,7 +95,7 @@ def _always(axis: Axis) -> frozenset[Atom]:
 
 
 def _paths(axis: Axis) -> list[tuple[Atom, tuple[Atom, ...]]]:
-    """Each occurrence of an atom in a dimension, with the atoms that always stand beside it there."""
+    """Each occurrence of an atom in a dimension, with the atoms that always stand beside it."""
     axis = find(axis)
     if isinstance(axis, Concat):
         return [entry for segment in segments_of(axis) for entry in _paths(segment)]

@@ -2,12 +2,15 @@
 
 Two laws, the stronger one that applies is checked on the user's inputs:
 
-* *masked equivalence*, where all pruned groups are maskable: the pruned module equals the original with the
-  removed entries of its parameters set to zero. It needs nothing but the two modules and the masks.
-* *masked interpretation*, for all groups: the original is interpreted op by op at full size, removed positions
-  are set to zero after every op, and ops that normalise over a pruned axis see the kept positions only.
+* *masked equivalence*, where all pruned groups are maskable: the pruned module equals the original
+  with the removed entries of its parameters set to zero. It needs nothing but the two modules and
+  the masks.
+* *masked interpretation*, for all groups: the original is interpreted op by op at full size;
+  removed positions are set to zero after every op, and ops that normalise over a pruned axis see the kept
+  positions only.
 
-On failure both graphs are compared node by node, and the first node whose kept entries differ is named.
+On failure both graphs are compared node by node, and the first node whose kept entries differ is
+named.
 """
 
 from __future__ import annotations
@@ -75,10 +78,10 @@ def verify(
 ) -> EquivalenceReport:
     """Compare the pruned graph with the original on real inputs, both in eval mode.
 
-    `inputs` as for `trace`, of any size that the graph takes. With `dtype` (say torch.float64) copies of both
-    modules and of floating inputs are converted first. The tolerance defaults to 1e-9 for float64, 1e-4 for
-    float32. Neither module is modified. Raises PlanError if the plan is not for `traced`, VerifyError if the
-    modules cannot be compared.
+    `inputs` as for `trace`, of any size that the graph takes. With `dtype` (say torch.float64)
+    copies of both modules and of floating inputs are converted first. The tolerance defaults to
+    1e-9 for float64, 1e-4 for float32. Neither module is modified. Raises PlanError if the plan is
+    not for `traced`, VerifyError if the modules cannot be compared.
     """
     analysis = analysis_of(traced)
     plan.check_fingerprint(analysis.fingerprint)
@@ -96,7 +99,7 @@ def verify(
 
 
 def _bind_inputs(traced: fx.GraphModule, inputs: Any) -> tuple[Any, ...]:
-    """The placeholders' values: a tensor, a tuple by position or a mapping by name; defaults fill the rest."""
+    """The placeholders' values, given by position or by name; defaults fill the rest."""
     placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
     names = [str(node.target) for node in placeholders]
     if isinstance(inputs, Mapping):
@@ -111,14 +114,14 @@ def _bind_inputs(traced: fx.GraphModule, inputs: Any) -> tuple[Any, ...]:
     missing = [name for name in names if name not in given and name not in defaults]
     if unknown or missing:
         raise VerifyError(
-            f"the graph takes inputs {names}; missing are {missing}, unknown are {unknown}. Pass a tensor, a "
-            "tuple in this order, or a dict by name."
+            f"the graph takes inputs {names}; missing are {missing}, unknown are "
+            f"{unknown}. Pass a tensor, a tuple in this order, or a dict by name."
         )
     return tuple(given.get(name, defaults.get(name)) for name in names)
 
 
 def max_error(actual: Any, expected: Any) -> float:
-    """max|a-b| / max|b| per tensor, the largest over all; inf where anything is NaN or shapes differ."""
+    """max|a-b| / max|b| per tensor, the largest over all; inf for NaN or differing shapes."""
     pairs = [_tensors(actual), _tensors(expected)]
     if [t.shape for t in pairs[0]] != [t.shape for t in pairs[1]]:
         return float("inf")
@@ -219,7 +222,7 @@ def _at_sizes(original: fx.GraphModule, analysis: Analysis, values: tuple[Any, .
 
 
 def _executed(module: fx.GraphModule, values: tuple[Any, ...]) -> NodeValues:
-    """Run a graph and yield each node with its value, before a later node can change it in place."""
+    """Each node with its value, yielded before a later node can change it in place."""
     interpreter = fx.Interpreter(module)
     interpreter.args_iter = iter(values)
     with torch.no_grad():
@@ -248,11 +251,11 @@ def _first_mismatch(
     return "the output only: every node agrees"
 
 
-# -- masked interpretation --------------------------------------------------------------------------------
+# -- masked interpretation -------------------------------------------------------------------------
 
 
 class _Interpretation:
-    """Executes the recorded ops on real tensors, masking after each and compacting around statistics."""
+    """Executes the recorded ops, masking after each and compacting around statistics."""
 
     def __init__(
         self, original: fx.GraphModule, selection: Selection, values: tuple[Any, ...]
@@ -344,7 +347,7 @@ class _Interpretation:
 
     def _compacted(self, record: Record, arguments: dict[str, Any]) -> list[Tensor]:
         """Run a statistic on the kept entries only; its result is spread out again."""
-        layouts = {key: layout for key, layout in record.inputs}
+        layouts = dict(record.inputs)
         for name, meta in record.call.arguments.items():
             if isinstance(meta, Tensor):
                 positions = self.positions(layouts[id(meta)])
@@ -370,7 +373,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _invoke(record: Record, arguments: Mapping[str, Any], device: torch.device) -> Any:
-    schema = record.call.func._schema  # type: ignore[attr-defined]
+    schema = record.call.func._schema
     keyword_only = {a.name for a in schema.arguments if a.kwarg_only}
     args = [value for name, value in arguments.items() if name not in keyword_only]
     kwargs = {name: value for name, value in arguments.items() if name in keyword_only}

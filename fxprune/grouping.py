@@ -1,7 +1,9 @@
-"""From solved axes to groups: who the members are, which indices belong to which unit, what is nested.
+"""From solved axes to groups: who the members are, which indices belong to which unit, what is
+nested.
 
-A parameter dimension, written out index by index, is a table of *columns*: row ``i`` lists the (atom, unit) pairs
-whose conjunction keeps index ``i``. Groups, index maps, contexts and nesting are all read from these tables.
+A parameter dimension, written out index by index, is a table of *columns*: row ``i`` lists the
+(atom, unit) pairs whose conjunction keeps index ``i``. Groups, index maps, contexts and nesting are
+all read from these tables.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ from fxprune.roles import Roles, roles_of
 
 @dataclass(frozen=True)
 class Columns:
-    """The conjunction behind each index of an axis: `atoms` and `units`, int64 [n, k], -1 where unused.
+    """The conjunction behind each index of an axis: `atoms` and `units`, int64 [n, k], -1 where
+    unused.
 
-    `atoms` holds atom keys. Columns of one row are in row-major order: the first is the major factor.
+    `atoms` holds atom keys. Columns of one row are in row-major order: the first is the major
+    factor.
     """
 
     atoms: Tensor
@@ -161,10 +165,10 @@ class _Grouping:
             taken[base] += 1
         return drafts
 
-    # -- nesting and contexts --------------------------------------------------------------------------
+    # -- nesting and contexts ----------------------------------------------------------------------
 
     def _majors(self) -> dict[Atom, tuple[Atom, ...]]:
-        """Per atom, the free atoms that stand before it in every product it occurs in (outermost first)."""
+        """Per atom, the free atoms before it in every product it occurs in, outermost first."""
         majors: dict[Atom, tuple[Atom, ...]] = {}
         for layout in self.layouts.values():
             for axis in layout:
@@ -178,8 +182,8 @@ class _Grouping:
     def _choose_contexts(self) -> None:
         """Give each atom the largest context that it may have.
 
-        A context must itself have none, and stand before the atom wherever both share a dimension, so that
-        every context's indices are neighbours in row-major order.
+        A context must itself have none, and stand before the atom wherever both share a dimension,
+        so that every context's indices are neighbours in row-major order.
         """
         allowed = contexts(self.propagation)
         for draft in self.drafts:
@@ -202,7 +206,7 @@ class _Grouping:
                 return False
         return True
 
-    # -- the groups ------------------------------------------------------------------------------------
+    # -- the groups --------------------------------------------------------------------------------
 
     def groups(self) -> Grouped:
         """Put the drafts, their contexts, roles and flags together."""

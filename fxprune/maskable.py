@@ -1,8 +1,9 @@
 """Which groups can be masked: zeroing their parameters in the original equals removing them.
 
 For each tensor and atom we track the *fill*: what stands at the positions of removed units when the
-parameters' entries are zeroed. A fill is a known constant (a float, mostly 0.0), `ANY` (finite), or NaN (not
-a number, or infinite, is possible). An op that would see the removed positions *flags* the atom:
+parameters' entries are zeroed. A fill is a known constant (a float, mostly 0.0), `ANY` (finite), or
+NaN (not a number, or infinite, is possible). An op that would see the removed positions *flags* the
+atom:
 
 * a contraction or a sum over them, unless they hold zeros (in one operand, for a contraction),
 * a statistic (mean, softmax, a normalisation) over them, always.
@@ -30,13 +31,16 @@ ANY = math.inf
 Fills: TypeAlias = dict[Atom, float]
 
 _SAMPLES = 8
-_ADDITIVE = {"aten::addmm": "self", "aten::baddbmm": "self"}
+_ADDITIVE = dict.fromkeys(
+    "aten::addmm aten::baddbmm aten::addbmm aten::addmv aten::addr".split(), "self"
+)
 _KEEPS_CONSTANTS = frozenset("aten::mean aten::amax aten::amin aten::max aten::min".split())
+_DIVIDES_BY_NORM = frozenset({"aten::_weight_norm_interface"})
 _AFFINE_STATISTICS = frozenset("aten::native_group_norm aten::native_layer_norm".split())
 
 
 def flagged_atoms(propagation: Propagation) -> Mapping[Atom, str]:
-    """Atoms whose groups are not maskable, each with the op and node that sees their removed units."""
+    """Atoms whose groups are not maskable, each with the op that sees their removed units."""
     return _FillPass(propagation).run()
 
 
@@ -95,7 +99,7 @@ class _FillPass:
             self._set(key, fills)
 
     def _write(self, storage: int, written: Fills) -> None:
-        """An in-place op may write through a view: whatever shares the storage may hold either fill."""
+        """An in-place op may write through a view: what shares the storage may hold either fill."""
         for key in self._by_storage.get(storage, ()):
             for atom, fill in self.fills[key].items():
                 if atom in written:
@@ -126,7 +130,7 @@ class _FillPass:
         """What stands at the removed positions of one output."""
         return _FILLS[record.effect.kind](self, record, atom, position)
 
-    # -- one method per kind of op ---------------------------------------------------------------------
+    # -- one method per kind of op -----------------------------------------------------------------
 
     def pointwise(self, record: Record, atom: Atom, position: int) -> float:
         """Run the op on scalars: the fill where an input carries the atom, samples elsewhere."""
@@ -142,14 +146,19 @@ class _FillPass:
         return self._probes[key]
 
     def move(self, record: Record, atom: Atom, position: int) -> float:
-        return _worst(self.carried(record, atom))
+        index = id(record.call.arguments.get("index"))
+        return _worst(
+            self.fills.get(key, {}).get(atom, ANY)
+            for key, layout in record.inputs
+            if key != index and atom in self.free(layout)
+        )
 
     def window(self, record: Record, atom: Atom, position: int) -> float:
         worst = _worst(self.carried(record, atom))
         return worst if worst == 0.0 or math.isnan(worst) else ANY
 
     def contract(self, record: Record, atom: Atom, position: int) -> float:
-        """A product of several operands is zero where one of them is; an added bias must be zero too."""
+        """A product is zero where one of its operands is; an added bias must be zero too."""
         bias_name = _ADDITIVE.get(record.call.name, "bias")
         bias = record.call.arguments.get(bias_name)
         factors: list[float] = []
@@ -168,6 +177,9 @@ class _FillPass:
         return 0.0 if factors and (all if both else any)(f == 0.0 for f in factors) else ANY
 
     def sum(self, record: Record, atom: Atom, position: int) -> float:
+        over = self.free(record.effect.over)
+        if record.call.name in _DIVIDES_BY_NORM and atom not in over and position == 0:
+            return math.nan  # zeros over a norm of zero
         return self.window(record, atom, position)
 
     def statistic(self, record: Record, atom: Atom, position: int) -> float:
@@ -231,7 +243,8 @@ def _scalars(arguments: Mapping[str, Any]) -> Any:
 def _probe(record: Record, fills: tuple[float | None, ...], position: int) -> float:
     """The value of a pointwise op where its carrying inputs hold `fills`.
 
-    Inputs that do not carry the atom, or hold anything, are sampled. A result that is never finite is NaN.
+    Inputs that do not carry the atom, or hold anything, are sampled. A result that is never finite
+    is NaN.
     """
     generator = torch.Generator().manual_seed(0)
     remaining = iter(fills)

@@ -16,7 +16,7 @@ from fxprune.errors import AnalysisError
 
 
 def run_on_meta(module: fx.GraphModule) -> Mapping[fx.Node, Any]:
-    """Every node's value when the graph runs on meta tensors of the example sizes. Raises AnalysisError."""
+    """Every node's value when the graph runs on meta tensors of the example sizes."""
     shadow, _, _ = meta_shadow(module)
     interpreter = fx.Interpreter(shadow, garbage_collect_values=False, graph=module.graph)
     values = example_values(module, None)
@@ -26,13 +26,15 @@ def run_on_meta(module: fx.GraphModule) -> Mapping[fx.Node, Any]:
 
 
 def example_values(traced: fx.GraphModule, inputs: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    """The placeholders' values on meta. Raises AnalysisError if the graph has no examples."""
     placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
     if inputs is None:
         missing = [node.name for node in placeholders if "val" not in node.meta]
         if missing:
             raise AnalysisError(
-                f"the graph has no example for its inputs {missing}: analyze takes what fxprune.trace returns. "
-                "Call fxprune.trace(module, example_inputs) first; it takes any GraphModule."
+                f"the graph has no example for its inputs {missing}: analyze takes what "
+                "fxprune.trace returns. Call fxprune.trace(module, example_inputs) "
+                "first; it takes any GraphModule."
             )
         inputs = tuple(node.meta["val"] for node in placeholders)
     return tuple(
@@ -41,11 +43,12 @@ def example_values(traced: fx.GraphModule, inputs: tuple[Any, ...] | None) -> tu
 
 
 def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters, then buffers."""
     return [*module.named_parameters(), *module.named_buffers()]
 
 
 def meta_shadow(traced: fx.GraphModule) -> tuple[nn.Module, dict[int, str], dict[int, Tensor]]:
-    """A copy of the module tree with meta parameters; names of its tensors; real values of its buffers."""
+    """A copy of the module tree on meta; its tensors' names; its buffers' real values."""
     memo: dict[int, Any] = {id(traced.graph): traced.graph}
     names: dict[int, str] = {}
     real: dict[int, Tensor] = {}
@@ -68,13 +71,13 @@ def meta_shadow(traced: fx.GraphModule) -> tuple[nn.Module, dict[int, str], dict
 
 
 def plain_attributes(traced: fx.GraphModule) -> dict[str, Any]:
-    """Attributes of the root that get_attr nodes read and that are no parameter, buffer or module."""
+    """Attributes of the root that get_attr nodes read and that are neither tensors nor modules."""
     names = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}
     return {name: value for name, value in vars(traced).items() if name in names}
 
 
 def call_on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """Run an op; what it creates or moves goes to the meta device. Returns the result and the kwargs used."""
+    """Run an op so that what it creates is on meta. Returns the result and the kwargs used."""
     creates = not any(isinstance(a, Tensor) for a in tree_leaves((args, kwargs)))
     takes_device = any(argument.name == "device" for argument in func._schema.arguments)
     if kwargs.get("device") is not None or (creates and takes_device):

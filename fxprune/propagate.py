@@ -1,7 +1,8 @@
 """Run a graph once on meta tensors and let the rules say what the axes of every tensor are.
 
-`propagate` interprets the graph under a `TorchDispatchMode`: each ATen op that a node executes passes the mode,
-which applies the op's rule. Nothing is computed: all tensors are on the meta device.
+`propagate` interprets the graph under a `TorchDispatchMode`: each ATen op that a node executes
+passes the mode, which applies the op's rule. Nothing is computed: all tensors are on the meta
+device.
 """
 
 from __future__ import annotations
@@ -75,9 +76,9 @@ class Propagation:
 def propagate(traced: fx.GraphModule, inputs: tuple[Any, ...] | None = None) -> Propagation:
     """Interpret `traced` on meta tensors and apply the rules.
 
-    `inputs` gives the placeholders' values (only shapes and dtypes matter for tensors); without it the
-    examples that `trace` recorded are used. Raises AnalysisError if there are none, if a node cannot run,
-    or if a rule contradicts what the op computed.
+    `inputs` gives the placeholders' values (only shapes and dtypes matter for tensors); without it
+    the examples that `trace` recorded are used. Raises AnalysisError if there are none, if a node
+    cannot run, or if a rule contradicts what the op computed.
     """
     shadow, sources, constants = meta_shadow(traced)
     mode = _RuleMode(constants)
@@ -113,7 +114,7 @@ def find_rule(func: Any) -> Rule | None:
 
 @dataclass
 class _RuleMode(TorchDispatchMode):
-    """Applies the rule of every op that is dispatched. Keeps all tensors alive, so ids identify them."""
+    """Applies every dispatched op's rule. Keeps all tensors alive, so that ids identify them."""
 
     constants: dict[int, Tensor]
     algebra: Algebra = field(default_factory=Algebra)
@@ -129,7 +130,7 @@ class _RuleMode(TorchDispatchMode):
         self._alive: list[Any] = []
         self._recipes: dict[int, tuple[Any, Any, Any, int]] = {}
 
-    # -- what is known of a tensor ---------------------------------------------------------------------
+    # -- what is known of a tensor -----------------------------------------------------------------
 
     def declare(self, tensor: Tensor, layout: Layout) -> None:
         """State the axes of a tensor."""
@@ -183,7 +184,7 @@ class _RuleMode(TorchDispatchMode):
         self.constants[key] = tensors_in(result)[position]
         return self.constants[key]
 
-    # -- dispatch --------------------------------------------------------------------------------------
+    # -- dispatch ----------------------------------------------------------------------------------
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -222,15 +223,16 @@ class _RuleMode(TorchDispatchMode):
                 effect = rule(call)
             except (ValueError, IndexError, KeyError, TypeError) as error:
                 raise AnalysisError(
-                    f"the rule for {call.name} failed at node {self.site.name!r} with inputs of shapes "
-                    f"{[tuple(t.shape) for t in call.tensors()]}: {error!r}. This is a bug in the rule."
+                    f"the rule for {call.name} failed at node {self.site.name!r} with inputs of "
+                    f"shapes {[tuple(t.shape) for t in call.tensors()]}: {error!r}. This is a bug "
+                    "in the rule."
                 ) from error
         shapes = [tuple(output.shape) for output in call.outputs]
         stated = [tuple(axis.size for axis in layout) for layout in effect.outputs]
         if shapes != stated:
             raise AnalysisError(
-                f"the rule for {call.name} at node {self.site.name!r} states outputs of shapes {stated}, "
-                f"but the op returned {shapes}. This is a bug in the rule."
+                f"the rule for {call.name} at node {self.site.name!r} states outputs of shapes "
+                f"{stated}, but the op returned {shapes}. This is a bug in the rule."
             )
         for output, layout in zip(call.outputs, effect.outputs, strict=True):
             self.declare(output, layout)

@@ -1,4 +1,4 @@
-"""What a parameter dimension does for its group: it produces the units, biases, normalises or consumes them."""
+"""What a parameter dimension does for its group: produce, bias, normalise or consume units."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from fxprune.propagate import Propagation, Record
 from fxprune.rules.base import Kind
 
 _ADDED = frozenset("aten::add aten::sub aten::add_ aten::sub_".split())
-_BIAS_ARGUMENTS = {"aten::addmm": "self", "aten::baddbmm": "self"}
+_BIAS_ARGUMENTS = dict.fromkeys(
+    "aten::addmm aten::baddbmm aten::addbmm aten::addmv aten::addr".split(), "self"
+)
 _LOOKUPS = frozenset({"aten::embedding"})
 
 
@@ -27,7 +29,7 @@ class Roles:
     norms: frozenset[str]
 
     def of(self, parameter: str, dim: int, atom: Atom) -> Role:
-        """The role of one dimension. A weight that reads and makes the same units makes them by rows."""
+        """The role of one dimension. A weight that reads and makes the same units makes rows."""
         consumes = (parameter, atom) in self.consumers
         produces = (parameter, atom) in self.producers
         if consumes and produces:
@@ -46,7 +48,7 @@ class Roles:
 
 
 def roles_of(propagation: Propagation) -> Roles:
-    """Read the roles off the executed ops, following parameters through views and other parameters."""
+    """Read the roles off the executed ops, following parameters through ops among themselves."""
     origins: dict[int, frozenset[str]] = {k: frozenset({n}) for k, n in propagation.sources.items()}
     consumers: set[tuple[str, Atom]] = set()
     producers: set[tuple[str, Atom]] = set()

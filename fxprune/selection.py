@@ -19,7 +19,7 @@ from fxprune.slicing import slice_parameter
 
 
 class Selection:
-    """Answers questions about axes after a plan. Everything is derived from the analysis and the plan."""
+    """Answers questions about axes after a plan, derived from the analysis and the plan."""
 
     def __init__(self, analysis: Analysis, plan: PruningPlan) -> None:
         self.analysis = analysis
@@ -76,7 +76,7 @@ class Selection:
         return int(self.mask(axis)[:index].sum())
 
     def mask(self, axis: Axis) -> Tensor:
-        """Which indices of an axis stay: bool [n]. Raises RewriteError if that depends on another axis."""
+        """Which indices of an axis stay: bool [n]. RewriteError if that depends on another axis."""
         table = self._tables.of(axis)
         keep = torch.ones(len(table.atoms), dtype=torch.bool)
         for column in range(table.atoms.shape[1]):
@@ -97,15 +97,16 @@ class Selection:
                 where = atoms[rows] == chosen.key
                 if not bool(where.any(1).all()):
                     raise RewriteError(
-                        f"the kept indices of {name!r} depend on a context that lies in another dimension "
-                        f"than {axis!r}, and an op takes this dimension apart by index."
+                        f"the kept indices of {name!r} depend on a context that lies in another "
+                        f"dimension than {axis!r}, and an op takes this dimension apart by index."
                     )
                 context = (units[rows] * where).sum(1)
             keep[rows] = kept[context, offset + units[rows, column]]
         return keep
 
     def positions(self, layout: Sequence[Axis]) -> Tensor | None:
-        """Where the entries that stay are in a tensor: int64 flat positions, in the shape after pruning.
+        """Where the entries that stay are in a tensor: int64 flat positions, in the shape after
+        pruning.
 
         None if the tensor keeps all its entries.
         """

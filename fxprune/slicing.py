@@ -1,4 +1,4 @@
-"""Slice a parameter by a plan: an index selection per dimension, also where it depends on another dimension."""
+"""Slice a parameter by a plan: an index selection per dimension, possibly per context."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def slice_parameter(
 ) -> Tensor:
     """What the plan leaves of a parameter, in a tensor of its own and in its memory format.
 
-    Along a dimension whose kept indices depend on another one (the channels of a grouped convolution, chosen
-    per group), each index of that other dimension gathers its own. Raises PlanError if they keep unequal
-    numbers.
+    Along a dimension whose kept indices depend on another one (the channels of a grouped
+    convolution, chosen per group), each index of that other dimension gathers its own. Raises
+    PlanError if they keep unequal numbers.
     """
     rank = tensor.dim()
     plain = {dim: torch.ones(tensor.shape[dim], dtype=torch.bool) for dim in range(rank)}
@@ -55,14 +55,15 @@ def slice_parameter(
 
 
 def _gather_along(tensor: Tensor, dim: int, mask: Tensor) -> Tensor:
-    """Keep along `dim` what `mask` keeps, which may differ between the indices of other dimensions."""
+    """Keep along `dim` what `mask` keeps, which may depend on other dimensions' indices."""
     last = mask.movedim(dim, -1)
     counts = last.sum(-1)
     kept = int(counts.max())
     if int(counts.min()) != kept:
         raise PlanError(
-            f"a tensor of shape {tuple(tensor.shape)} keeps between {int(counts.min())} and {kept} indices "
-            f"along dimension {dim}, depending on its other dimensions; they must be equally many."
+            f"a tensor of shape {tuple(tensor.shape)} keeps between {int(counts.min())} and {kept} "
+            f"indices along dimension {dim}, depending on its other dimensions; they "
+            "must be equally many."
         )
     index = last.nonzero()[:, -1].reshape(*last.shape[:-1], kept).movedim(-1, dim)
     return torch.take_along_dim(tensor, index.to(tensor.device), dim)
@@ -71,7 +72,7 @@ def _gather_along(tensor: Tensor, dim: int, mask: Tensor) -> Tensor:
 def _memory_format(tensor: Tensor) -> torch.memory_format:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     channels_last = formats.get(tensor.dim())
-    if channels_last is not None and not tensor.is_contiguous():
-        if tensor.is_contiguous(memory_format=channels_last):
-            return channels_last
-    return torch.contiguous_format
+    if channels_last is None or tensor.is_contiguous():
+        return torch.contiguous_format
+    matches = tensor.is_contiguous(memory_format=channels_last)
+    return channels_last if matches else torch.contiguous_format

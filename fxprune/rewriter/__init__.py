@@ -1,7 +1,8 @@
 """`rewrite`: apply a plan to a graph.
 
-Every parameter is sliced, every module's attributes and every literal size follow the axes, and nothing else
-changes. The result is checked: each node's shape on meta tensors must be what the axes say.
+Every parameter is sliced, every module's attributes and every literal size follow the axes, and
+nothing else changes. The result is checked: each node's shape on meta tensors must be what the axes
+say.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from fxprune.selection import Selection
 def rewrite(traced: fx.GraphModule, plan: PruningPlan, share: bool = False) -> fx.GraphModule:
     """The pruned graph: a new GraphModule with the units that `plan` keeps.
 
-    `traced` is not modified. Parameters that keep all their entries are copied, or shared with `traced` if
-    `share` is true. Parameter names, dtypes, devices, memory formats, `requires_grad`, ties between parameters
-    and the training mode survive; hooks do not.
+    `traced` is not modified. Parameters that keep all their entries are copied, or shared with
+    `traced` if `share` is true. Parameter names, dtypes, devices, memory formats, `requires_grad`,
+    ties between parameters and the training mode survive; hooks do not.
 
-    Raises PlanError if the plan was made for another graph, RewriteError if a node cannot take its new sizes.
+    Raises PlanError if the plan was made for another graph, RewriteError if a node cannot take its
+    new sizes.
     """
     analysis = analysis_of(traced)
     plan.check_fingerprint(analysis.fingerprint)
@@ -123,7 +125,7 @@ class _Rewriter:
 
     def _mismatch(self, node: fx.Node, expected: Any, executed: Any) -> str:
         return (
-            f"node {node.name!r} ({node.op} {node.target}) has result shapes {executed} after pruning, but its "
-            f"axes say {expected}: this op has sizes among its arguments and no rewrite row. Leave the groups "
-            "around it out of the plan (groups=), and report the op."
+            f"node {node.name!r} ({node.op} {node.target}) has result shapes {executed} after "
+            f"pruning, but its axes say {expected}: this op has sizes among its arguments and no "
+            "rewrite row. Leave the groups around it out of the plan (groups=), and report the op."
         )

@@ -17,7 +17,7 @@ from fxprune.slicing import members_by_parameter, slice_parameter
 
 
 class ModuleCopier:
-    """Copies a module tree with sliced parameters. Ties between parameters and between modules survive."""
+    """Copies a module tree with sliced parameters. Ties of parameters and of modules survive."""
 
     def __init__(self, root: nn.Module, plan: PruningPlan, share: bool) -> None:
         self._plan = plan
@@ -33,7 +33,7 @@ class ModuleCopier:
             new = copy.copy(module)
             self._modules[id(module)] = new
             for name, value in vars(module).items():
-                if name.endswith("_hooks") or name.endswith("_with_kwargs"):
+                if name.endswith(("_hooks", "_with_kwargs")):
                     new.__dict__[name] = OrderedDict()
                 elif isinstance(value, (list, dict, set)) and not name.startswith("_"):
                     new.__dict__[name] = copy.copy(value)

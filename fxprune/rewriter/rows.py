@@ -1,8 +1,9 @@
 """One row per torch-level op that has sizes among its arguments.
 
-A row changes the arguments of the node's copy in the new graph. Ops without a row have no sizes: they are
-copied as they are. Numbers that were computed from sizes but are used as values stay (``head_dim ** -0.5``);
-defaults that torch computes from a size (attention's `scale`) are written out.
+A row changes the arguments of the node's copy in the new graph. Ops without a row have no sizes:
+they are copied as they are. Numbers that were computed from sizes but are used as values stay
+(``head_dim ** -0.5``); defaults that torch computes from a size (attention's `scale`) are written
+out.
 """
 
 from __future__ import annotations

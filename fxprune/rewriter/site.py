@@ -32,7 +32,7 @@ class Site:
     add: Callable[[Tensor], str]
     records: Sequence[Record]
 
-    # -- axes ------------------------------------------------------------------------------------------
+    # -- axes --------------------------------------------------------------------------------------
 
     def axes(self, argument: Any) -> Layout:
         """The axes of a tensor argument (a node of the old graph); none for anything else."""
@@ -60,7 +60,7 @@ class Site:
         """True if an axis shrinks."""
         return self.selection.changed(axis)
 
-    # -- arguments -------------------------------------------------------------------------------------
+    # -- arguments ---------------------------------------------------------------------------------
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument of the old node, positional or by keyword."""
@@ -69,7 +69,7 @@ class Site:
         return self.old.kwargs.get(name, default)
 
     def set(self, position: int, name: str, value: Any) -> None:
-        """Change an argument of the new node where the old one has it; append as keyword otherwise."""
+        """Change an argument of the new node in its place; append it as keyword if it has none."""
         if position < len(self.new.args):
             args = list(self.new.args)
             args[position] = value
@@ -77,13 +77,13 @@ class Site:
         else:
             self.new.kwargs = {**self.new.kwargs, name: value}
 
-    # -- gathers ---------------------------------------------------------------------------------------
+    # -- gathers -----------------------------------------------------------------------------------
 
     def select(self, dim: int, source: Sequence[int]) -> None:
         """Make the new node ``index_select(x, dim, …)``.
 
-        `source[i]` is the old position in x of old output index i. What stays of the output takes its
-        elements from where they now are in x.
+        `source[i]` is the old position in x of old output index i. What stays of the output takes
+        its elements from where they now are in x.
         """
         index = self.new_positions(self.axes(self.old.args[0])[dim], self.out[dim], source)
         with self.new.graph.inserting_before(self.new):
@@ -92,13 +92,13 @@ class Site:
         self.new.args, self.new.kwargs = (self.new.args[0], dim, constant), {}
 
     def new_positions(self, axis: Axis, out: Axis, source: Sequence[int]) -> Tensor:
-        """New positions in `axis` of the old positions `source`, for those output indices that stay."""
+        """New positions in `axis` of the old positions `source`, for outputs that stay."""
         kept_in, kept_out = self.selection.mask(axis), self.selection.mask(out)
         old = torch.tensor(source, dtype=torch.int64)[kept_out]
         if not bool(kept_in[old].all()):
             raise RewriteError(
-                f"node {self.old.name!r} reads indices of its input that the plan removes. This is a bug: "
-                "the analysis should have coupled them."
+                f"node {self.old.name!r} reads indices of its input that the plan removes. This "
+                "is a bug: the analysis should have coupled them."
             )
         return (torch.cumsum(kept_in, 0) - 1)[old]
 

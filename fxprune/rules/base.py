@@ -55,7 +55,7 @@ class Call:
     algebra: Algebra
     layout_of: Callable[[Tensor], Layout]
     constant_of: Callable[[Tensor], Tensor | None]
-    func: Callable[..., Any] = field(compare=False)
+    func: Any = field(compare=False)  # the ATen overload
     dynamic: bool = False  # a size that follows the model's inputs is among the arguments
 
     def __getitem__(self, argument: str) -> Any:
