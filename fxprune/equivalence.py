@@ -6,8 +6,8 @@ Two laws, the stronger one that applies is checked on the user's inputs:
   with the removed entries of its parameters set to zero. It needs nothing but the two modules and
   the masks.
 * *masked interpretation*, for all groups: the original is interpreted op by op at full size;
-  removed positions are set to zero after every op, and ops that normalise over a pruned axis see the kept
-  positions only.
+  removed positions are set to zero after every op, and ops that normalise over a pruned axis see
+  the kept positions only.
 
 On failure both graphs are compared node by node, and the first node whose kept entries differ is
 named.

@@ -165,7 +165,7 @@ def getitem(site: Site) -> None:
         dim += 1
         new_items.append(_new_item(site, axis, item) if site.changed(axis) else _mapped(site, item))
     if any(site.changed(axis) for axis in axes):
-        site.new.args = (site.new.args[0], tuple(new_items))
+        site.new.args = (site.new.args[0], tuple(new_items), *site.new.args[2:])
 
 
 def _mapped(site: Site, item: Any) -> Any:
