@@ -278,10 +278,10 @@ class Algebra:
         while work:
             x, y = work.pop()
             x, y = find(x), find(y)
-            if x is y:
-                continue
             if x.size != y.size:
                 raise ValueError(f"cannot unify axes of sizes {x.size} and {y.size}")
+            if x is y or x.size == 0:
+                continue
             if isinstance(y, Atom):
                 x, y = y, x
             if isinstance(x, Atom):

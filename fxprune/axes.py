@@ -82,15 +82,24 @@ def find(axis: Axis) -> Axis:
 
 
 def factors_of(axis: Axis) -> tuple[Axis, ...]:
-    """The resolved factors of `axis`, none of them a product or frozen of size 1."""
+    """The resolved factors of `axis`, none of them a product; frozen factors of size 1 are left out."""
     axis = find(axis)
-    if isinstance(axis, Product):
-        flat = tuple(factor for part in axis.factors for factor in factors_of(part))
-        axis.factors = flat  # path compression
-        return flat
-    if isinstance(axis, Atom) and axis.size == 1 and axis.reason is not None:
-        return ()
-    return (axis,)
+    if not isinstance(axis, Product):
+        return () if _is_frozen_unit(axis) else (axis,)
+    flat: list[Axis] = []
+    stack = list(reversed(axis.factors))
+    while stack:
+        factor = find(stack.pop())
+        if isinstance(factor, Product):
+            stack.extend(reversed(factor.factors))
+        elif not _is_frozen_unit(factor):
+            flat.append(factor)
+    axis.factors = tuple(flat) or axis.factors  # path compression; a frozen unit keeps its reason
+    return tuple(flat)
+
+
+def _is_frozen_unit(axis: Axis) -> bool:
+    return isinstance(axis, Atom) and axis.size == 1 and axis.reason is not None
 
 
 def segments_of(axis: Axis) -> tuple[Axis, ...]:
