@@ -222,7 +222,7 @@ def _fused(graph: fx.Graph, chain: _Chain, shapes: dict[fx.Node, Shape]) -> bool
     dim, takers = selected
     label = chain.order[dim]
     place = label - chain.first
-    if not 0 <= place < len(chain.factors) - 1:
+    if not 0 <= place < len(chain.factors) - 1 or chain.factors[place] == 1:
         return False
     parts = _parts(graph, chain, place)
     rest = [d for d in chain.order if d != label]

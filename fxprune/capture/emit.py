@@ -247,7 +247,11 @@ def build(emitter: Emitter, model: nn.Module) -> fx.GraphModule:
         remove_dead(graph)
     used = {n.target for n in graph.nodes if n.op in ("get_attr", "call_module")}
     root = {name: value for name, value in emitter.root.items() if name in used}
-    gm = fx.GraphModule(_root(root, emitter.template), graph, type(model).__name__)
+    gm = fx.GraphModule(_root(root), graph, type(model).__name__)
+    for name, value in root.items():
+        path, _, last = name.rpartition(".")
+        if isinstance(value, Tensor) and not _persistent(model, name):
+            gm.get_submodule(path)._non_persistent_buffers_set.add(last)
     gm.train(model.training)
     for path, module in gm.named_modules():
         original = _submodule(model, path)
@@ -263,10 +267,9 @@ def _submodule(model: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def _root(values: Mapping[str, Any], template: Template) -> nn.Module:
+def _root(values: Mapping[str, Any]) -> nn.Module:
     root = nn.Module()
     ordered = sorted(values.items(), key=lambda item: not isinstance(item[1], nn.Module))
-    buffers = dict(template.model.named_buffers(remove_duplicate=False))
     for name, value in ordered:
         *path, last = name.split(".")
         parent = root
@@ -281,17 +284,19 @@ def _root(values: Mapping[str, Any], template: Template) -> nn.Module:
         elif isinstance(value, nn.Parameter):
             parent._parameters[last] = value
         elif isinstance(value, Tensor):
-            if last not in parent._buffers:
-                persistent = name in buffers and not _non_persistent(template.model, name)
-                parent.register_buffer(last, value, persistent=persistent)
+            parent._buffers[last] = value
         else:
             setattr(parent, last, value)
     return root
 
 
-def _non_persistent(model: nn.Module, name: str) -> bool:
+def _persistent(model: nn.Module, name: str) -> bool:
+    """Whether a tensor belongs into the state dict: as in the model, constants do not."""
     path, _, last = name.rpartition(".")
-    return last in model.get_submodule(path)._non_persistent_buffers_set
+    owner = _submodule(model, path)
+    if owner is None or last in owner._non_persistent_buffers_set:
+        return False
+    return last in owner._buffers or last in owner._parameters
 
 
 def remove_dead(graph: fx.Graph) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -131,9 +132,10 @@ class Template:
         """A fresh copy of the model with the meta twins in place of its tensors."""
         memo: dict[int, Any] = dict(self.twins)
         try:
-            duplicate = _copy_module(self.model, memo)
-        except TraceError:
-            raise
+            with warnings.catch_warnings():
+                # torch's own pytree specs warn when they are copied.
+                warnings.simplefilter("ignore", FutureWarning)
+                duplicate = _copy_module(self.model, memo)
         except Exception as error:
             raise TraceError(
                 f"the model {type(self.model).__name__} cannot be copied for capture: "
