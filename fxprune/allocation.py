@@ -6,6 +6,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from numbers import Real
 from types import MappingProxyType
 from typing import Any
@@ -178,13 +179,21 @@ def _removal_order(scores: Tensor) -> Tensor:
     return scores.shape[-1] - 1 - ranked
 
 
+def _share(sparsity: float, size: int) -> int:
+    """floor(sparsity * size) for the number that the float stands for: 0.29 of 100 is 29, not 28.
+
+    A float stands for every number that rounds to it; the largest of them counts. Below 1 they all
+    are less than 1, so at least one of `size` always stays.
+    """
+    return math.floor((Fraction(sparsity) + Fraction(math.ulp(sparsity)) / 2) * size)
+
+
 def _local(groups: Sequence[Group], scores: Scores, sparsity: float) -> dict[str, int]:
-    # One unit always stays: a float below 1 times n never rounds to n.
-    return {group.name: math.floor(sparsity * group.size) for group in groups}
+    return {group.name: _share(sparsity, group.size) for group in groups}
 
 
 def _global(groups: Sequence[Group], scores: Scores, sparsity: float) -> dict[str, int]:
-    target = math.floor(sparsity * sum(group.size for group in groups))
+    target = _share(sparsity, sum(group.size for group in groups))
     # A group's best slot is no candidate: it must stay. The others of a group are in ascending
     # order and the sort is stable, so a group's slots fall from its lowest one upwards.
     slots = torch.cat([_slots(scores[group.name])[:-1] for group in groups])

@@ -147,7 +147,7 @@ class Removal:
 
 
 class Classes:
-    """Union-find over the single indices of atoms: the exact coupling where there are no products."""
+    """Union-find over single indices of atoms: the exact coupling where there are no products."""
 
     def __init__(self) -> None:
         self._parent: dict[Unit, Unit] = {}

@@ -41,7 +41,7 @@ def random_steps(rng: random.Random, length: int) -> tuple[list[int], list[Step]
 
 
 def simulate(steps: Sequence[Step], atoms: Sequence[Bits]) -> bool:
-    """Whether indices that stay of the atoms satisfy every step, with something left of every axis."""
+    """Whether what stays of the atoms satisfies every step, with something left of every axis."""
     known = list(atoms)
     for pick, arguments in steps:
         if pick == "product":

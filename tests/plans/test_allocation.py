@@ -41,6 +41,11 @@ def quiet(analysis: FakeAnalysis, table: Table, sparsity: float, scope: str) -> 
         return plan(analysis, by_table(table), sparsity, scope)
 
 
+def share(sparsity: float, size: int) -> int:
+    """The most units that are no larger a share of `size` than the sparsity."""
+    return max(count for count in range(size) if count / size <= sparsity)
+
+
 def lowest_first(scores: list[float]) -> list[int]:
     """Units in the order in which they go: the lowest score, of equal ones the highest index."""
     return sorted(range(len(scores)), key=lambda unit: (scores[unit], -unit))
@@ -78,7 +83,7 @@ def test_local_cuts_the_same_fraction_of_every_group(
     case: tuple[FakeAnalysis, Table, float],
 ) -> None:
     analysis, table, sparsity = case
-    counts = [math.floor(sparsity * group.size) for group in analysis.groups]
+    counts = [share(sparsity, group.size) for group in analysis.groups]
     expect(analysis, table, counts, quiet(analysis, table, sparsity, "local"))
 
 
@@ -87,7 +92,7 @@ def test_global_cuts_the_lowest_slots_of_all_groups(
     case: tuple[FakeAnalysis, Table, float],
 ) -> None:
     analysis, table, sparsity = case
-    left = math.floor(sparsity * sum(group.size for group in analysis.groups))
+    left = share(sparsity, sum(group.size for group in analysis.groups))
     counts = [0] * len(analysis.groups)
     slots = [
         table[group.name].reshape(group.contexts, -1).sort(-1).values.mean(0).tolist()
@@ -314,3 +319,21 @@ def test_planning_leaves_the_parameters_alone() -> None:
     plan(analysis_of((group, {"w": weight})), sparsity=0.5)
     assert weight.equal(before)
     assert weight.grad is None
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_decimal_sparsities_are_exact(scope: str) -> None:
+    """0.29 of 100 units are 29, although the float product is 28.999…; a third of 3 is 1."""
+    for size in (3, 7, 100, 300):
+        analysis = bare([(size,)])
+        table = {"g0": torch.arange(size, dtype=torch.float64)}
+        for count in range(1, size):
+            for sparsity in (count / size, Fraction(count, size)):
+                (row,) = quiet(analysis, table, sparsity, scope).kept_units.values()
+                assert len(row) == size - count
+    analysis, table = bare([(10_000,)]), {"g0": torch.zeros(10_000)}
+    assert 0.0029 * 10_000 < 29 < 0.00291 * 10_000  # what a float product would make of it
+    (row,) = plan(analysis, by_table(table), 0.0029, scope).kept_units.values()
+    assert len(row) == 10_000 - 29
+    (row,) = plan(analysis, by_table(table), math.nextafter(0.5, 0), scope).kept_units.values()
+    assert len(row) == 10_000 - 4_999
