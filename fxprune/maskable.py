@@ -36,6 +36,7 @@ _ADDITIVE = dict.fromkeys(
 )
 _KEEPS_CONSTANTS = frozenset("aten::mean aten::amax aten::amin aten::max aten::min".split())
 _DIVIDES_BY_NORM = frozenset({"aten::_weight_norm_interface"})
+_DISTANCES = frozenset({"aten::_cdist_forward"})
 _AFFINE_STATISTICS = frozenset("aten::native_group_norm aten::native_layer_norm".split())
 
 
@@ -177,9 +178,11 @@ class _FillPass:
         return 0.0 if factors and (all if both else any)(f == 0.0 for f in factors) else ANY
 
     def sum(self, record: Record, atom: Atom, position: int) -> float:
-        over = self.free(record.effect.over)
-        if record.call.name in _DIVIDES_BY_NORM and atom not in over and position == 0:
-            return math.nan  # zeros over a norm of zero
+        if atom not in self.free(record.effect.over) and position == 0:
+            if record.call.name in _DIVIDES_BY_NORM:
+                return math.nan  # zeros over a norm of zero
+            if record.call.name in _DISTANCES:
+                return ANY  # the distance of zero from something
         return self.window(record, atom, position)
 
     def statistic(self, record: Record, atom: Atom, position: int) -> float:
@@ -253,9 +256,10 @@ def _probe(record: Record, fills: tuple[float | None, ...], position: int) -> fl
         if not isinstance(argument, Tensor):
             return argument
         fill = next(remaining)
+        shape = (_SAMPLES,) if argument.dim() else ()
         if fill is not None and fill != ANY:
-            return torch.full((_SAMPLES,), fill, dtype=torch.float64).to(argument.dtype)
-        values = torch.randn(_SAMPLES, generator=generator, dtype=torch.float64)
+            return torch.full(shape, fill, dtype=torch.float64).to(argument.dtype)
+        values = torch.randn(shape, generator=generator, dtype=torch.float64)
         if argument.dtype == torch.bool:
             return values > 0
         return (values.abs() * 4).to(argument.dtype) if not argument.is_floating_point() else values
@@ -266,7 +270,9 @@ def _probe(record: Record, fills: tuple[float | None, ...], position: int) -> fl
     args = [v for n, v in zip(names, arguments, strict=True) if n not in keyword_only]
     kwargs = {n: v for n, v in zip(names, arguments, strict=True) if n in keyword_only}
     kwargs = {n: ("cpu" if n == "device" else v) for n, v in kwargs.items()}
-    result = tensors_in(record.call.func(*args, **kwargs))[position].double()
+    result = tensors_in(record.call.func(*args, **kwargs))[position]
+    result = torch.view_as_real(result) if result.is_complex() else result
+    result = result.double()
     finite = torch.isfinite(result)
     if not finite.any() or (not finite.all() and ANY not in fills):
         return math.nan

@@ -61,9 +61,9 @@ class _Rewriter:
         self.graph.set_codegen(self.traced.graph._codegen)
         pruned = fx.GraphModule(self.root, self.graph, type(self.traced).__name__)
         pruned.train(self.traced.training)
-        for name, module in self.traced.named_modules():
-            if name:
-                pruned.get_submodule(name).training = module.training
+        modes = {name: module.training for name, module in self.traced.named_modules()}
+        for name, module in pruned.named_modules():
+            module.training = modes.get(name, module.training)
         pruned.meta = copy.deepcopy(self.traced.meta)
         self._check(pruned)
         return pruned

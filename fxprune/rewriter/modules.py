@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from fxprune.plans import PruningPlan
-from fxprune.rewriter.rows import convolution_groups, norm_groups
+from fxprune.rewriter.rows import convolution_groups, norm_groups, shuffle_channels
 from fxprune.rewriter.site import Site
 from fxprune.slicing import members_by_parameter, slice_parameter
 
@@ -126,6 +126,10 @@ def _unflatten(module: Any, site: Site) -> None:
     module.unflattened_size = tuple(site.width(a) if site.changed(a) else s for s, a in pairs)
 
 
+def _channel_shuffle(module: Any, site: Site) -> None:
+    shuffle_channels(site, module.groups)
+
+
 _GATES: Mapping[type, int] = MappingProxyType({nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1})
 _INSTANCE_RANK: Mapping[type, int] = MappingProxyType(
     {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
@@ -143,7 +147,8 @@ FIXES: Mapping[type, Fix] = MappingProxyType(
         **dict.fromkeys(_INSTANCE_RANK, _instance_norm),
         **dict.fromkeys((nn.LayerNorm, nn.RMSNorm), _layer_norm),
         nn.GroupNorm: _group_norm,
-        nn.Embedding: _embedding,
+        **dict.fromkeys((nn.Embedding, nn.EmbeddingBag), _embedding),
+        nn.ChannelShuffle: _channel_shuffle,
         nn.PReLU: _prelu,
         **dict.fromkeys(_GATES, _recurrent),
         nn.Unflatten: _unflatten,

@@ -82,12 +82,15 @@ def repeat(site: Site) -> None:
 
 
 def repeat_interleave(site: Site) -> None:
-    """`repeat_interleave(x, repeats, dim)` with an int."""
+    """`repeat_interleave(x, repeats, dim)` with an int, or with a constant: then a gather."""
     dim = site.argument(2, "dim")
-    if dim is None or not isinstance(site.argument(1, "repeats"), int):
+    if dim is None or isinstance(dim, fx.Node):
         return
     axis, out = site.axes(site.old.args[0])[dim], site.out[dim]
-    if site.changed(out):
+    if not isinstance(site.argument(1, "repeats"), int):
+        if site.changed(axis):
+            site.select(dim % len(site.out), _constant_index(site, "aten::index_select"))
+    elif site.changed(out):
         site.set(1, "repeats", site.width(out) // site.width(axis))
 
 
@@ -209,6 +212,15 @@ def _constant_index(site: Site, op: str) -> list[int]:
     return index_values(values)
 
 
+def squeeze(site: Site) -> None:
+    """`squeeze(x)`: drops what it dropped, but no dimension that has shrunk to size 1."""
+    axes = site.axes(site.old.args[0])
+    dim = site.argument(1, "dim")
+    given = range(len(axes)) if dim is None else (dim,) if isinstance(dim, int) else dim
+    dropped = tuple(d % len(axes) for d in given if axes[d].size == 1)
+    site.new.args, site.new.kwargs = (site.new.args[0], dropped), {}
+
+
 def index_select(site: Site) -> None:
     """`index_select(x, dim, index)` along an axis that changed: the index is renumbered."""
     axes = site.axes(site.old.args[0])
@@ -224,20 +236,34 @@ def roll(site: Site) -> None:
     shifts, dims = site.argument(1, "shifts"), site.argument(2, "dims")
     shifts = (shifts,) if isinstance(shifts, int) else shifts
     dims = (dims,) if isinstance(dims, int) else dims or ()
-    pruned = [
-        (s, d % len(axes)) for s, d in zip(shifts, dims, strict=True) if site.changed(axes[d])
-    ]
+    pairs = [(s, d % len(axes)) for s, d in zip(shifts, dims, strict=True)]
+    pruned = [(s, d) for s, d in pairs if site.changed(axes[d])]
     if pruned:
-        ((shift, dim),) = pruned  # several pruned dimensions in one roll do not occur
-        size = axes[dim].size
-        site.select(dim, [(i - shift) % size for i in range(size)])
+        graph = site.new.graph
+        for pair in [pair for pair in pairs if pair not in pruned]:
+            with graph.inserting_before(site.new):
+                shift, dim = fx.map_arg(pair, lambda n: _new_value(site, n))
+                rolled = graph.call_function(torch.roll, (site.new.args[0], shift, dim))
+            site.new.args = (rolled, *site.new.args[1:])
+        for position, (shift, dim) in enumerate(pruned):
+            size = axes[dim].size
+            site.select(dim, [(i - shift) % size for i in range(size)])
+            if position < len(pruned) - 1:
+                with graph.inserting_before(site.new):
+                    rolled = graph.call_function(torch.index_select, site.new.args)
+                site.new.args = (rolled,)
 
 
 def channel_shuffle(site: Site) -> None:
     """`channel_shuffle(x, groups)`."""
-    axes, groups = site.axes(site.old.args[0]), site.argument(1, "groups")
-    if site.changed(axes[1]):
-        per = axes[1].size // groups
+    shuffle_channels(site, site.argument(1, "groups"))
+
+
+def shuffle_channels(site: Site, groups: int) -> None:
+    """A shuffle of channels that changed, as a gather."""
+    axis = site.axes(site.old.args[0])[1]
+    if site.changed(axis):
+        per = axis.size // groups
         site.select(1, [j * per + i for i in range(per) for j in range(groups)])
 
 
@@ -310,10 +336,12 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         "repeat_interleave": repeat_interleave,
         "unflatten": unflatten,
         **dict.fromkeys(
-            ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"),
+            "split split_with_sizes chunk tensor_split unsafe_split unsafe_split_with_sizes "
+            "unsafe_chunk".split(),
             split,
         ),
         "narrow": narrow,
+        "squeeze": squeeze,
         "select": select,
         "getitem": getitem,
         "setitem": getitem,

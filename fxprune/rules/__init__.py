@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from fxprune.rules.base import Rule, table
 from fxprune.rules.contract import CONTRACTIONS
 from fxprune.rules.elementwise import ELEMENTWISE
+from fxprune.rules.indexing import INDEXING
 from fxprune.rules.norm import NORMS
 from fxprune.rules.recurrent import MODULE_RULES
 from fxprune.rules.reduce import REDUCTIONS
 from fxprune.rules.view import VIEWS
 
-RULES: Mapping[str, Rule] = table(ELEMENTWISE, VIEWS, CONTRACTIONS, REDUCTIONS, NORMS)
+RULES: Mapping[str, Rule] = table(
+    ELEMENTWISE, VIEWS, INDEXING, CONTRACTIONS, REDUCTIONS, NORMS
+)
 """ATen op name, without namespace, overload and the underscore of in-place variants → rule."""
 
 __all__ = ["MODULE_RULES", "RULES"]

@@ -1,8 +1,8 @@
 """What a rule sees and what it says.
 
-A rule is a function ``(Call) -> Effect``: it unifies the axes that the op couples and states the axes of its
-outputs. `Effect.kind` says how the op treats removed positions (see `fxprune.maskable`), `Effect.over` which
-axes it sums, normalises or otherwise mixes over.
+A rule is a function ``(Call) -> Effect``: it unifies the axes that the op couples and states the
+axes of its outputs. `Effect.kind` says how the op treats removed positions (see
+`fxprune.maskable`), `Effect.over` which axes it sums, normalises or otherwise mixes over.
 """
 
 from __future__ import annotations

@@ -52,20 +52,33 @@ def baddbmm(call: Call) -> Effect:
     return _contract(out, (inner,))
 
 
-def linear(call: Call) -> Effect:
-    """``linear(input, weight, bias)``."""
-    x, weight = call.axes("input"), call.axes("weight")
-    inner = call.algebra.unify(x[-1], weight[-1])
-    out = (*x[:-1], *weight[:-1])
-    if call.axes("bias"):
-        out = broadcast(call, [out, call.axes("bias")], call.outputs[0].shape)
+def addbmm(call: Call) -> Effect:
+    """``addbmm(self, batch1, batch2)``: the batch is summed, too."""
+    out, inner = _matrix_product(call, call.axes("batch1"), call.axes("batch2"))
+    batch, *matrix = out
+    axes = broadcast(call, [tuple(matrix), call.axes("self")], call.outputs[0].shape)
+    return _contract(axes, (batch, inner))
+
+
+def addmv(call: Call) -> Effect:
+    """``addmv(self, mat, vec)``."""
+    rows_axis, columns = call.axes("mat")
+    inner = call.algebra.unify(columns, call.axes("vec")[0])
+    out = broadcast(call, [(rows_axis,), call.axes("self")], call.outputs[0].shape)
     return _contract(out, (inner,))
 
 
-def convolution(call: Call) -> Effect:
-    """``convolution``: channels are contracted within each group; kernel taps and positions are fixed.
+def addr(call: Call) -> Effect:
+    """``addr(self, vec1, vec2)``: an outer product."""
+    outer = (*call.axes("vec1"), *call.axes("vec2"))
+    return _contract(broadcast(call, [outer, call.axes("self")], call.outputs[0].shape), ())
 
-    Weights are ``[G*O, I, taps]``, transposed ones ``[G*I, O, taps]``, for inputs ``[N, G*I, positions]``.
+
+def convolution(call: Call) -> Effect:
+    """``convolution``: contracts channels within each group; kernel taps and positions are fixed.
+
+    Weights are ``[G*O, I, taps]``, transposed ones ``[G*I, O, taps]``, for inputs
+    ``[N, G*I, positions]``.
     """
     algebra = call.algebra
     x, weight, groups = call.axes("input"), call.axes("weight"), call["groups"]
@@ -112,7 +125,9 @@ CONTRACTIONS: dict[str, Rule] = {
     **rows(dot, "dot vdot"),
     "addmm": addmm,
     "baddbmm": baddbmm,
-    "linear": linear,
+    "addbmm": addbmm,
+    "addmv": addmv,
+    "addr": addr,
     "convolution": convolution,
     "_trilinear": trilinear,
 }

@@ -27,12 +27,14 @@ def copy_into(call: Call) -> Effect:
     return Effect((broadcast(call, [self_axes, source], call.outputs[0].shape),), Kind.POINTWISE)
 
 
-def prelu(call: Call) -> Effect:
-    """``prelu(x, weight)``: one slope for all, or one per channel (dimension 1)."""
-    x, (slope,) = call.axes("self"), call.axes("weight")[:1] or (call.algebra.one,)
-    if slope.size > 1:
-        call.algebra.unify(x[1 if len(x) > 1 else 0], slope)
-    return Effect((x,), Kind.POINTWISE)
+def glu(call: Call) -> Effect:
+    """``glu(dim)``: one half of the dimension gates the other, index by index."""
+    axes = list(call.axes("self"))
+    dim = call.dim("dim", len(axes))
+    half = axes[dim].size // 2
+    value, gate = call.algebra.segment(axes[dim], [half, half])
+    axes[dim] = call.algebra.unify(value, gate)
+    return Effect((tuple(axes),), Kind.WINDOW)
 
 
 def factory(call: Call) -> Effect:
@@ -49,41 +51,37 @@ def like(call: Call) -> Effect:
 
 
 def sequence(call: Call) -> Effect:
-    """A factory whose values depend on the index: its dimensions are frozen."""
-    return Effect(tuple(call.fresh(t, "values depend on the index") for t in call.outputs), Kind.FRESH)
+    """A factory whose values or strides depend on the index: its dimensions are frozen.
 
-
-def scalar_read(call: Call) -> Effect:
-    """A tensor read as a Python number."""
-    return Effect((), Kind.FRESH)
+    So are those of ``repeat_interleave(repeats)``, which lists positions.
+    """
+    for tensor in call.tensors():
+        call.freeze(call.layout_of(tensor), "values depend on the index")
+    return Effect(
+        tuple(call.fresh(t, "values depend on the index") for t in call.outputs), Kind.FRESH
+    )
 
 
 ELEMENTWISE: dict[str, Rule] = {
     **rows(
         pointwise,
-        """where masked_fill lerp clamp clamp_min clamp_max dropout native_dropout bernoulli glu_backward
-        nan_to_num rrelu rrelu_with_noise fmod remainder gelu silu mish celu selu elu softplus
-        hardsigmoid hardswish hardtanh leaky_relu log_sigmoid_forward threshold softshrink hardshrink
-        float_power addcmul addcdiv fill""",
+        """where masked_fill lerp clamp clamp_min clamp_max native_dropout bernoulli nan_to_num
+        rrelu_with_noise fmod remainder gelu silu mish celu elu softplus hardsigmoid hardswish
+        hardtanh leaky_relu log_sigmoid_forward threshold softshrink hardshrink addcmul addcdiv
+        fill zero complex polar _prelu_kernel""",
     ),
-    **rows(
-        same_as_input,
-        """clone detach alias contiguous _to_copy to lift_fresh lift_fresh_copy lift _conj
-        positive resolve_conj resolve_neg _fused_dropout view_of""",
-    ),
+    **rows(same_as_input, "clone detach alias _to_copy lift_fresh lift_fresh_copy lift _conj"),
     "copy": copy_into,
-    **rows(prelu, "_prelu_kernel prelu"),
+    "glu": glu,
     **rows(
         factory,
-        """zeros ones full empty scalar_tensor new_zeros new_ones new_full new_empty empty_strided
-        new_empty_strided empty_permuted""",
+        "zeros ones full empty scalar_tensor new_zeros new_ones new_full new_empty",
     ),
-    **rows(like, "zeros_like ones_like full_like empty_like"),
-    **rows(like, "rand_like randn_like randint_like"),
+    **rows(like, "zeros_like ones_like full_like empty_like rand_like randn_like randint_like"),
     **rows(
         sequence,
-        """arange linspace logspace eye rand randn randint randperm tril_indices triu_indices range
-        hann_window hamming_window one_hot""",
+        """arange linspace logspace eye rand randn randint randperm tril_indices triu_indices
+        hann_window hamming_window repeat_interleave empty_strided new_empty_strided
+        empty_permuted""",
     ),
-    **rows(scalar_read, "_local_scalar_dense item is_nonzero equal"),
 }

@@ -1,8 +1,9 @@
-"""Recurrent modules as one op each: a rule on the module, since their kernels decompose into thousands.
+"""Recurrent modules as one op each: their kernels decompose into thousands.
 
-A hidden unit of an LSTM owns one row in each of the four gates of ``weight_ih`` and ``weight_hh`` (``4*H``
-rows), one column of ``weight_hh``, and one column of whatever reads the output. A unit whose weights are
-zero stays at zero: ``h = o * tanh(c)`` with ``c = f*c + i*tanh(0)``, and alike for GRU and RNN.
+A hidden unit of an LSTM owns one row in each of the four gates of ``weight_ih`` and ``weight_hh``
+(``4*H`` rows), one column of ``weight_hh``, and one column of whatever reads the output. A unit
+whose weights are zero stays at zero: ``h = o * tanh(c)`` with ``c = f*c + i*tanh(0)``, and alike
+for GRU and RNN.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def recurrent(
     if not isinstance(x, Tensor):
         raise TypeError("packed sequences are not supported; pass a padded tensor")
     directions = 2 if module.bidirectional else 1
+    time = 1 if x.dim() == 3 and module.batch_first else 0
+    algebra.freeze(layout_of(x)[time], "time steps of a recurrent layer")
     features = layout_of(x)[-1]
     tensors = [x]
     over: list[Axis] = []
@@ -62,6 +65,7 @@ def recurrent(
                 algebra.unify(first, own)
         features = algebra.concat([widths[0][0]] * directions)
     states = (widths[0][0], widths[0][1])
+    over += states
     return _result(module, x, state, features, states, over, tensors, layout_of, algebra)
 
 
@@ -89,7 +93,8 @@ def _direction(
         weight_hr = getattr(module, "weight_hr" + suffix)
         tensors.append(weight_hr)
         hidden, projected = layout_of(weight_hr)
-        algebra.unify(projected, cell)
+        cell = algebra.unify(projected, cell)
+        algebra.freeze(cell, "torch tells projected layers by having more cells than outputs")
     hidden = algebra.unify(hidden_columns, hidden)
     if module.bias:
         for name in ("bias_ih", "bias_hh"):
@@ -116,12 +121,17 @@ def _result(
     batch_dims = [] if x.dim() == 2 else [0 if module.batch_first else 1]
     output = x.new_empty([*x.shape[:-1], features.size])
     given = [] if state is None else list(state) if lstm else [state]
-    layers = algebra.constant(len(over) * (2 if module.bidirectional else 1), "recurrent layers")
+    count = module.num_layers * (2 if module.bidirectional else 1)
+    layers = algebra.constant(count, "recurrent layers")
     states: list[Tensor] = []
     layouts: list[Layout] = [(*x_axes[:-1], features)]
     for position, width in enumerate(widths if lstm else widths[:1]):
         if given:
-            algebra.unify(layout_of(given[position])[-1], width)
+            first, *batch, hidden = layout_of(given[position])
+            algebra.freeze(first, "recurrent layers")
+            algebra.unify(hidden, width)
+            for own, dim in zip(batch, batch_dims, strict=True):
+                algebra.unify(own, x_axes[dim])
         states.append(x.new_empty([layers.size, *(x.shape[d] for d in batch_dims), width.size]))
         layouts.append((layers, *(x_axes[d] for d in batch_dims), width))
     value = (output, (states[0], states[1])) if lstm else (output, states[0])

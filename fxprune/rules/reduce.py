@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from fxprune.axes import Axis
-from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, dims_of, rows
+from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, broadcast, dims_of, rows
 
 
 def _reduced(call: Call, axes: Layout, dims: tuple[int, ...]) -> Layout:
@@ -64,63 +62,91 @@ def ordering(what: str) -> Rule:
 
 
 def vector_norm(call: Call) -> Effect:
-    """``linalg_vector_norm(ord, dim)`` and ``norm(p, dim)``: p-norms with p > 0 do not see zeros."""
+    """``linalg_vector_norm(ord, dim)`` and ``norm(p, dim)``: p ≥ 0 does not see zeros."""
     order = call.arguments.get("ord", call.arguments.get("p", 2))
     order = 2 if order is None else order
-    kind = Kind.SUM if isinstance(order, (int, float)) and order > 0 else Kind.STATISTIC
+    kind = Kind.SUM if isinstance(order, (int, float)) and order >= 0 else Kind.STATISTIC
     return reduction(kind)(call)
 
 
-def freeze_all(what: str) -> Callable[[Call], Effect]:
-    """Ops that no axis survives."""
-
-    def rule(call: Call) -> Effect:
-        for tensor in call.tensors():
-            call.freeze(call.layout_of(tensor), what)
-        return Effect(tuple(call.fresh(out, what) for out in call.outputs), Kind.STATISTIC)
-
-    return rule
+def extremum(call: Call) -> Effect:
+    """``max`` and ``min``: with `dim`, they also return positions, so the dimension is fixed."""
+    if len(call.outputs) == 1:
+        return reduction(Kind.STATISTIC)(call)
+    return ordering("positions along this dimension are returned")(call)
 
 
-def as_strided(call: Call) -> Effect:
-    """``as_strided``: followed only where nothing but the strides of size-1 dimensions changes."""
-    x = call["self"]
-    same_strides = all(
-        size == 1 or old == new
-        for size, old, new in zip(x.shape, x.stride(), call["stride"], strict=False)
-    )
-    offset = call["storage_offset"]
-    if tuple(call["size"]) == tuple(x.shape) and same_strides and offset in (None, 0):
-        return Effect((call.axes("self"),), Kind.MOVE)
-    return freeze_all("no index of this tensor can be followed")(call)
+def fourier(call: Call) -> Effect:
+    """Fourier transforms mix the dimensions `dim`; they are linear."""
+    axes = call.axes("self")
+    dims = dims_of(call["dim"], len(axes))
+    call.freeze([axes[d] for d in dims], "transformed dimensions")
+    fresh = call.fresh(call.outputs[0], "frequencies")
+    out = tuple(fresh[d] if d in dims else axis for d, axis in enumerate(axes))
+    return Effect((out,), Kind.WINDOW)
+
+
+def matrices(call: Call) -> Effect:
+    """Decompositions and inverses of the matrices in the last two dimensions."""
+    axes = _input(call)
+    call.freeze(axes[-2:], "rows and columns of a matrix")
+    batch = axes[:-2]
+    outputs = (call.fresh(out, "rows and columns of a matrix") for out in call.outputs)
+    return Effect(tuple((*batch, *out[len(batch) :]) for out in outputs), Kind.STATISTIC, axes[-2:])
+
+
+def distances(call: Call) -> Effect:
+    """``cdist``: distances between rows; the features are summed over."""
+    left, right = call.axes("x1"), call.axes("x2")
+    inner = call.algebra.unify(left[-1], right[-1])
+    batch = broadcast(call, [left[:-2], right[:-2]], call.outputs[0].shape[:-2])
+    return Effect(((*batch, left[-2], right[-2]),), Kind.SUM, (inner,))
+
+
+def cross(call: Call) -> Effect:
+    """``linalg.cross``: the three components are fixed."""
+    layouts = [call.axes("self"), call.axes("other")]
+    axes = broadcast(call, layouts, call.outputs[0].shape)
+    dim = call.dim("dim", len(axes))
+    call.freeze((axes[dim],), "components of a vector")
+    return Effect((axes,), Kind.WINDOW)
+
+
+def renorm(call: Call) -> Effect:
+    """``renorm(p, dim, maxnorm)``: scales each index of dim by a norm over the others."""
+    axes = call.axes("self")
+    dim = call.dim("dim", len(axes))
+    over = tuple(axis for d, axis in enumerate(axes) if d != dim)
+    return Effect((axes,), Kind.SUM, over)
+
+
+def trace(call: Call) -> Effect:
+    """``trace``: positions on the diagonal."""
+    call.freeze(call.axes("self"), "positions on a diagonal")
+    return Effect(((),), Kind.SUM, call.axes("self"))
 
 
 REDUCTIONS: dict[str, Rule] = {
-    "as_strided": as_strided,
-    **rows(reduction(Kind.SUM), "sum nansum"),
+    **rows(reduction(Kind.SUM), "sum nansum any count_nonzero"),
     **rows(
         reduction(Kind.STATISTIC),
-        """mean var std var_mean std_mean max min amax amin aminmax prod logsumexp any all
-        nanmean count_nonzero""",
+        "mean var std var_mean std_mean amax amin aminmax prod logsumexp all",
     ),
+    **rows(extremum, "max min"),
     **rows(vector_norm, "linalg_vector_norm norm"),
-    **rows(softmax, "_softmax softmax _log_softmax log_softmax _safe_softmax"),
+    **rows(softmax, "_softmax _log_softmax _safe_softmax"),
     **rows(
         ordering("positions along this dimension are compared"),
-        "topk sort argsort argmax argmin median nanmedian kthvalue mode",
+        "topk sort argmax argmin median nanmedian kthvalue mode",
     ),
     **rows(
         ordering("accumulated along this dimension"),
-        "cumsum cumprod logcumsumexp cummax cummin _cummax_helper _cummin_helper",
+        "cumsum cumprod logcumsumexp cummax cummin",
     ),
-    **rows(
-        freeze_all("no index of this tensor can be followed"),
-        """nonzero masked_select unique _unique2 unique_dim unique_consecutive diagonal
-        diag_embed tril_indices_of scatter scatter_add scatter_reduce index_put _index_put_impl
-        index_add index_copy index_fill masked_scatter view_as_real view_as_complex _fft_c2c
-        _fft_r2c _fft_c2r bucketize searchsorted histc bincount put take unfold_backward
-        grid_sampler_2d grid_sampler_3d affine_grid_generator _cdist_forward cdist
-        linalg_inv_ex linalg_qr _linalg_svd _linalg_eigh linalg_cross _embedding_bag trace
-        multinomial renorm complex polar""",
-    ),
+    **rows(fourier, "_fft_c2c _fft_r2c _fft_c2r"),
+    **rows(matrices, "linalg_inv_ex linalg_qr _linalg_svd _linalg_eigh"),
+    "_cdist_forward": distances,
+    "linalg_cross": cross,
+    "renorm": renorm,
+    "trace": trace,
 }

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from fxprune.axes import Axis, is_frozen
 from fxprune.rules.base import (
     Call,
@@ -15,7 +13,6 @@ from fxprune.rules.base import (
     Rule,
     broadcast,
     dims_of,
-    index_values,
     rows,
 )
 
@@ -46,13 +43,13 @@ def transpose(call: Call) -> Effect:
 
 
 def reverse_dims(call: Call) -> Effect:
-    """``t()``, ``mT``: the last two dimensions swap."""
+    """``t()``: both dimensions swap."""
     axes = call.axes("self")
     return _moved(axes if len(axes) < 2 else (*axes[:-2], axes[-1], axes[-2]))
 
 
 def squeeze(call: Call) -> Effect:
-    """``squeeze``: dimensions of size 1 disappear; a unit that does so conditions the whole tensor."""
+    """``squeeze``: a unit that disappears conditions the whole tensor."""
     axes = call.axes("self")
     chosen = dims_of(call.arguments.get("dim"), len(axes))
     dropped = [d for d in chosen if axes[d].size == 1]
@@ -90,16 +87,6 @@ def repeat(call: Call) -> Effect:
         for axis, count in zip(padded, repeats, strict=True)
     ]
     return _moved(tuple(result))
-
-
-def repeat_interleave(call: Call) -> Effect:
-    """``repeat_interleave(repeats, dim)`` with an int: the copies are the minor factor."""
-    axes = list(call.axes("self"))
-    dim = call.dim("dim", len(axes))
-    copies = call.outputs[0].shape[dim] // max(axes[dim].size, 1)
-    if copies > 1:
-        axes[dim] = call.algebra.product([axes[dim], call.algebra.atom(copies)])
-    return _moved(tuple(axes))
 
 
 def cat(call: Call) -> Effect:
@@ -153,7 +140,9 @@ def select(call: Call) -> Effect:
 def unbind(call: Call) -> Effect:
     """``unbind(dim)``: as many results as the dimension has indices, so it is fixed."""
     axes = list(call.axes("self"))
-    call.freeze((axes.pop(call.dim("dim", len(axes))),), "the dimension is taken apart index by index")
+    call.freeze(
+        (axes.pop(call.dim("dim", len(axes))),), "the dimension is taken apart index by index"
+    )
     return _moved(*(tuple(axes) for _ in call.outputs))
 
 
@@ -196,14 +185,16 @@ def pad(call: Call) -> Effect:
         before, after = padding[2 * position : 2 * position + 2]
         axes[dim] = _padded(call, axes[dim], before, after)
     zeros = not call.arguments.get("value")
-    return Effect((tuple(axes),), Kind.MOVE if zeros else Kind.POINTWISE)
+    return Effect((tuple(axes),), Kind.WINDOW if zeros else Kind.STATISTIC)
 
 
 def _padded(call: Call, axis: Axis, before: int, after: int) -> Axis:
     size = axis.size
     if before == after == 0:
         return axis
-    kept = call.algebra.gather(axis, range(max(-before, 0), size - max(-after, 0)))
+    sizes = [max(-before, 0), size - max(-before, 0) - max(-after, 0), max(-after, 0)]
+    front, kept, back = call.algebra.segment(axis, sizes)
+    call.freeze((front, back), "cropped away")
     new = [call.constant(max(n, 0), "padding") for n in (before, after)]
     return call.algebra.concat([new[0], kept, new[1]])
 
@@ -215,65 +206,6 @@ def window_pad(call: Call) -> Effect:
     kept = len(axes) - count
     call.freeze(axes[kept:], "padded by values at other positions")
     return _moved((*axes[:kept], *call.fresh(call.outputs[0], "positions")[kept:]))
-
-
-def index_select(call: Call) -> Effect:
-    """``index_select(dim, index)``: a gather where the index is known, fixed otherwise."""
-    axes = list(call.axes("self"))
-    dim = call.dim("dim", len(axes))
-    axes[dim] = _selected(call, axes[dim], call["index"])
-    return _moved(tuple(axes))
-
-
-def _selected(call: Call, axis: Axis, index: Tensor) -> Axis:
-    """The axis of a selection by an index tensor of one dimension.
-
-    A selection that is longer than the axis is a table lookup: its rows are not channels.
-    """
-    call.freeze(call.layout_of(index), "positions of an index")
-    if not is_frozen(axis):
-        values = call.constant_of(index) if index.numel() <= axis.size else None
-        if values is not None:
-            return call.algebra.gather(axis, [v % axis.size for v in index_values(values)])
-        call.freeze((axis,), "indexed by data")
-    return call.constant(index.numel(), "indexed by data")
-
-
-def index(call: Call) -> Effect:
-    """``x[None, i, j]`` with index tensors: their broadcast dimensions replace the indexed ones."""
-    axes, shape = call.axes("self"), call.outputs[0].shape
-    indices = list(call["indices"]) + [None] * (len(axes) - len(call["indices"]))
-    places = [d for d, i in enumerate(indices) if i is not None]
-    tensors = [indices[d] for d in places]
-    if any(t.dtype.is_floating_point or t.element_size() == 1 for t in tensors):
-        call.freeze(axes, "indexed by a mask")
-        return _moved(call.fresh(call.outputs[0], "indexed by a mask"))
-    rest = [axis for d, axis in enumerate(axes) if d not in places]
-    if len(places) == 1 and tensors[0].dim() == 1:
-        rest.insert(places[0], _selected(call, axes[places[0]], tensors[0]))
-        return _moved(tuple(rest))
-    call.freeze([axes[d] for d in places], "indexed by data")
-    rank = max(t.dim() for t in tensors)
-    adjacent = places == list(range(places[0], places[0] + len(places)))
-    first = places[0] if adjacent else 0
-    new = broadcast(call, [call.layout_of(t) for t in tensors], shape[first : first + rank])
-    call.freeze(new, "positions of an index")
-    return _moved((*rest[:first], *new, *rest[first:]))
-
-
-def gather(call: Call) -> Effect:
-    """``gather(dim, index)``: fixed along dim; the other dimensions follow the index tensor."""
-    axes, chosen = call.axes("self"), call.axes("index")
-    call.freeze((*axes, *chosen), "gathered by data")
-    return _moved(call.fresh(call.outputs[0], "gathered by data"))
-
-
-def embedding(call: Call) -> Effect:
-    """``embedding(weight, indices)``: rows are fixed, columns are an axis."""
-    rows_axis, columns = call.axes("weight")
-    call.freeze((rows_axis,), "rows are looked up by data")
-    call.freeze(call.axes("indices"), "positions of an index")
-    return _moved((*call.axes("indices"), columns))
 
 
 def pixel_shuffle(call: Call) -> Effect:
@@ -303,35 +235,82 @@ def channel_shuffle(call: Call) -> Effect:
     return _moved(tuple(axes))
 
 
+def view_as_complex(call: Call) -> Effect:
+    """``view_as_complex``: the last dimension holds the real and the imaginary part."""
+    *axes, parts = call.axes("self")
+    call.freeze((parts,), "real and imaginary part")
+    return Effect((tuple(axes),), Kind.WINDOW)
+
+
+def view_as_real(call: Call) -> Effect:
+    """``view_as_real``: a last dimension for the real and the imaginary part."""
+    parts = call.constant(2, "real and imaginary part")
+    return Effect(((*call.axes("self"), parts),), Kind.WINDOW)
+
+
+def as_strided(call: Call) -> Effect:
+    """``as_strided``: no index can be followed."""
+    call.freeze(call.axes("self"), "read by strides")
+    return _moved(call.fresh(call.outputs[0], "read by strides"))
+
+
+def triangle(call: Call) -> Effect:
+    """``tril`` and ``triu``: what is zeroed depends on positions in the last two dimensions."""
+    axes = call.axes("self")
+    call.freeze(axes[-2:], "positions under a triangular mask")
+    return Effect((axes,), Kind.WINDOW)
+
+
+def diagonal(call: Call) -> Effect:
+    """``diagonal(dim1, dim2)``: the two dimensions become one, at the end."""
+    axes = call.axes("self")
+    chosen = {call.dim(name, len(axes)) for name in ("dim1", "dim2")}
+    call.freeze([axes[d] for d in chosen], "positions on a diagonal")
+    rest = tuple(axis for d, axis in enumerate(axes) if d not in chosen)
+    return _moved((*rest, *call.fresh(call.outputs[0], "positions on a diagonal")[-1:]))
+
+
+def diag_embed(call: Call) -> Effect:
+    """``diag_embed(dim1, dim2)``: the last dimension becomes a diagonal of two new ones."""
+    *rest, last = call.axes("self")
+    call.freeze((last,), "positions on a diagonal")
+    fresh = call.fresh(call.outputs[0], "positions on a diagonal")
+    new = {call.dim(name, len(fresh)) for name in ("dim1", "dim2")}
+    others = iter(rest)
+    out = tuple(axis if d in new else next(others) for d, axis in enumerate(fresh))
+    return Effect((out,), Kind.WINDOW)
+
+
 VIEWS: dict[str, Rule] = {
-    **rows(view, "view _unsafe_view reshape _reshape_alias _reshape_copy"),
+    **rows(view, "view _unsafe_view"),
     "permute": permute,
-    **rows(transpose, "transpose swapaxes"),
-    **rows(reverse_dims, "t numpy_T adjoint"),
+    "transpose": transpose,
+    "t": reverse_dims,
     "squeeze": squeeze,
     "unsqueeze": unsqueeze,
     "expand": expand,
     "repeat": repeat,
-    "repeat_interleave": repeat_interleave,
     "cat": cat,
     "stack": stack,
     "slice": slice_,
     "select": select,
     "unbind": unbind,
-    **rows(split, "split split_with_sizes chunk unsafe_split unsafe_split_with_sizes unsafe_chunk"),
+    **rows(split, "split split_with_sizes unsafe_split unsafe_split_with_sizes"),
     "flip": flip,
     "roll": roll,
-    **rows(pad, "constant_pad_nd"),
+    "constant_pad_nd": pad,
     **rows(
         window_pad,
         """reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
         replication_pad3d""",
     ),
-    "index_select": index_select,
-    **rows(index, "index _unsafe_index"),
-    "gather": gather,
-    "embedding": embedding,
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
     "channel_shuffle": channel_shuffle,
+    "view_as_complex": view_as_complex,
+    "view_as_real": view_as_real,
+    "as_strided": as_strided,
+    **rows(triangle, "tril triu"),
+    "diagonal": diagonal,
+    "diag_embed": diag_embed,
 }
