@@ -1,0 +1,342 @@
+"""Which groups may choose different units per head or group, and that such choices are exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fxprune import Analysis, Group, rewrite, verify
+from tests.masking import TOLERANCE, alive, masked_error, random_plan, traced
+
+HEADS, INNER, WIDTH = 4, 4, 12
+
+
+class Attention(nn.Module):
+    """Plain self-attention with separate projections; subclasses change what happens inside."""
+
+    kv_heads = HEADS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = nn.Linear(WIDTH, HEADS * INNER)
+        self.k = nn.Linear(WIDTH, self.kv_heads * INNER)
+        self.v = nn.Linear(WIDTH, self.kv_heads * INNER)
+        self.out = nn.Linear(HEADS * INNER, WIDTH)
+
+    def heads(self, x: Tensor, layer: nn.Linear) -> Tensor:
+        batch, tokens, _ = x.shape
+        return layer(x).view(batch, tokens, -1, INNER).transpose(1, 2)
+
+    def prepare(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return q, k, v
+
+    def scores(self, scores: Tensor) -> Tensor:
+        return scores.softmax(-1)
+
+    def mixed(self, y: Tensor) -> Tensor:
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.prepare(*(self.heads(x, layer) for layer in (self.q, self.k, self.v)))
+        y = self.mixed(self.scores(q @ k.transpose(-2, -1) * INNER**-0.5) @ v)
+        return self.out(y.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1))
+
+
+class ScaledDotProduct(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.heads(x, layer) for layer in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1))
+
+
+class TalkingHeads(Attention):
+    """Heads are mixed where they carry scores, not head dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.talk = nn.Linear(HEADS, HEADS)
+
+    def scores(self, scores: Tensor) -> Tensor:
+        return self.talk(scores.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).softmax(-1)
+
+
+class HeadGains(Attention):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(HEADS, 1, 1))
+
+    def mixed(self, y: Tensor) -> Tensor:
+        return y * self.gain
+
+
+class MixedHeads(Attention):
+    """A residual mix of heads: dimension d of one head is added to dimension d of the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(torch.randn(HEADS, HEADS))
+
+    def mixed(self, y: Tensor) -> Tensor:
+        return y + torch.einsum("gh,bhtd->bgtd", self.mix, y)
+
+
+class SoftmaxOverHeads(Attention):
+    def mixed(self, y: Tensor) -> Tensor:
+        return y.softmax(1)
+
+
+class RolledHeads(Attention):
+    def mixed(self, y: Tensor) -> Tensor:
+        return y + y.roll(1, 1)
+
+
+class SummedHeads(Attention):
+    def mixed(self, y: Tensor) -> Tensor:
+        return y.cumsum(1)
+
+
+class HalfAgainstHalf(Attention):
+    """Queries of heads 0, 1 meet keys of heads 2, 3, and the other way round."""
+
+    def prepare(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return q, torch.cat([k[:, 2:], k[:, :2]], 1), v
+
+
+class AllPairs(nn.Module):
+    """Every query head meets every key head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = nn.Linear(WIDTH, HEADS * INNER)
+        self.k = nn.Linear(WIDTH, HEADS * INNER)
+        self.out = nn.Linear(HEADS * HEADS, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = (layer(x).view(x.shape[0], x.shape[1], HEADS, INNER) for layer in (self.q, self.k))
+        pairs = torch.einsum("bthd,btgd->bthg", q, k)
+        return self.out(pairs.flatten(2))
+
+
+class GroupedQuery(Attention):
+    """Two query heads share a key and value head."""
+
+    kv_heads = 2
+
+    def prepare(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+
+
+class QueryNorm(Attention):
+    """Normalised over the head dimension by an affine map that all heads share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(INNER)
+
+    def prepare(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.norm(q), self.norm(k), v
+
+
+class SharedByHeads(Attention):
+    """One Linear(INNER) that every head uses for its values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(INNER, 6)
+        self.out = nn.Linear(HEADS * 6, WIDTH)
+
+    def mixed(self, y: Tensor) -> Tensor:
+        return self.shared(y)
+
+
+class Rotary(Attention):
+    """Halves of the head dimension rotate together, by a table that all heads share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        angles = torch.arange(8.0)[:, None] * torch.rand(INNER // 2).repeat(2)
+        self.register_buffer("cos", angles.cos())
+        self.register_buffer("sin", angles.sin())
+
+    def rotate(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        tokens = x.shape[2]
+        return x * self.cos[:tokens] + torch.cat([-b, a], -1) * self.sin[:tokens]
+
+    def prepare(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.rotate(q), self.rotate(k), v
+
+
+class FlippedDims(Attention):
+    """Dimension d of every head meets dimension INNER-1-d of the same head."""
+
+    def mixed(self, y: Tensor) -> Tensor:
+        return y + y.flip(-1)
+
+
+class FusedQkv(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * HEADS * INNER)
+        self.out = nn.Linear(HEADS * INNER, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, HEADS, INNER).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        y = (q @ k.transpose(-2, -1) * INNER**-0.5).softmax(-1) @ v
+        return self.out(y.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+class CrossCovariance(nn.Module):
+    """XCiT: attention between the channels of a head; the gram matrix carries them twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = nn.Linear(WIDTH, HEADS * INNER)
+        self.k = nn.Linear(WIDTH, HEADS * 3)
+        self.out = nn.Linear(HEADS * INNER, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        q = self.q(x).view(batch, tokens, HEADS, INNER).permute(0, 2, 3, 1)
+        k = self.k(x).view(batch, tokens, HEADS, 3).permute(0, 2, 3, 1)
+        gram = torch.tanh(q @ k.transpose(-2, -1))
+        return self.out((gram @ k).permute(0, 3, 1, 2).reshape(batch, tokens, -1))
+
+
+class DimensionMajor(nn.Module):
+    """Channels are INNER*HEADS: the context is the minor factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = nn.Linear(WIDTH, INNER * HEADS)
+        self.k = nn.Linear(WIDTH, INNER * HEADS)
+        self.out = nn.Linear(HEADS, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = (layer(x).view(x.shape[0], x.shape[1], INNER, HEADS) for layer in (self.q, self.k))
+        return self.out((q * k).sum(2))
+
+
+class GroupedConvolutions(nn.Module):
+    """Channels between two grouped convolutions: chosen per group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(WIDTH, 16, 1)
+        self.grouped = nn.Conv1d(16, 24, 3, padding=1, groups=4)
+        self.norm = nn.BatchNorm1d(24)
+        self.second = nn.Conv1d(24, 8, 1, groups=4)
+        self.last = nn.Conv1d(8, WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x.transpose(1, 2)))
+        x = torch.relu(self.norm(self.grouped(x)))
+        return self.last(torch.relu(self.second(x))).transpose(1, 2)
+
+
+class ResidualGroups(nn.Module):
+    """A grouped convolution that is added to its input: its weight carries the channels twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(WIDTH, 16, 1)
+        self.grouped = nn.Conv1d(16, 16, 1, groups=4)
+        self.last = nn.Conv1d(16, WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x.transpose(1, 2)))
+        return self.last(y + self.grouped(y)).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A module and, per parameter whose rows a group makes, how many contexts that group has."""
+
+    make: Callable[[], nn.Module]
+    contexts: dict[str, int]
+
+
+CASES = {
+    "plain": Case(Attention, {"q": HEADS, "v": HEADS}),
+    "scaled dot product": Case(ScaledDotProduct, {"q": HEADS, "v": HEADS}),
+    "talking heads": Case(TalkingHeads, {"q": HEADS, "v": HEADS}),
+    "head gains": Case(HeadGains, {"q": HEADS, "v": HEADS}),
+    "fused qkv": Case(FusedQkv, {"qkv": HEADS}),
+    "head mixing with a residual": Case(MixedHeads, {"q": HEADS, "v": 1}),
+    "softmax over heads": Case(SoftmaxOverHeads, {"q": HEADS, "v": 1}),
+    "roll over heads": Case(RolledHeads, {"v": 1}),
+    "cumsum over heads": Case(SummedHeads, {"q": HEADS, "v": 1}),
+    "heads 0, 1 with heads 2, 3": Case(HalfAgainstHalf, {"q": 1}),
+    "all pairs of heads": Case(AllPairs, {"q": 1}),
+    "grouped queries": Case(GroupedQuery, {"q": 2, "v": 2}),
+    "query norm": Case(QueryNorm, {"q": 1, "v": HEADS}),
+    "a Linear shared by heads": Case(SharedByHeads, {"q": HEADS, "v": 1}),
+    "rotary": Case(Rotary, {"q": 1, "v": HEADS}),
+    "flip over the head dimension": Case(FlippedDims, {"q": HEADS, "v": 1}),
+    "cross covariance": Case(CrossCovariance, {"q": HEADS, "k": HEADS}),
+    "dimension major": Case(DimensionMajor, {"q": 1}),
+    "grouped convolutions": Case(GroupedConvolutions, {"first": 4, "grouped": 4}),
+    "grouped convolution and residual": Case(ResidualGroups, {"first": 1}),
+}
+
+
+def innermost(analysis: Analysis) -> list[Group]:
+    outer = {group.outer for group in analysis.groups}
+    return [group for group in analysis.groups if group.name not in outer]
+
+
+def made_by(analysis: Analysis, layer: str) -> list[Group]:
+    """The innermost groups whose units rows of this layer's weight make."""
+    return [
+        group
+        for group in innermost(analysis)
+        if any(m.parameter == f"{layer}.weight" and m.dim == 0 for m in group.members)
+    ]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_contexts(name: str) -> None:
+    case = CASES[name]
+    _, analysis = traced(alive(case.make()), torch.randn(2, 5, WIDTH).double())
+    for layer, contexts in case.contexts.items():
+        found = made_by(analysis, layer)
+        assert found, f"{layer}: nothing to prune. {[*analysis.frozen]}"
+        assert {group.contexts for group in found} == {contexts}, f"{layer}: {found}"
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", CASES)
+def test_choices_per_context_are_exact(name: str, seed: int) -> None:
+    """Random units, other ones in each context: masked equivalence, or masked interpretation."""
+    model = alive(CASES[name].make(), seed)
+    graph, analysis = traced(model, torch.randn(2, 5, WIDTH).double())
+    inputs = torch.randn(3, 5, WIDTH).double()
+    inner = {group.name for group in innermost(analysis)}
+    plan = random_plan(analysis, seed, lambda g: g.maskable and g.name in inner)
+    assert masked_error(model, plan, rewrite(graph, plan), inputs) <= TOLERANCE
+    plan = random_plan(analysis, seed)
+    report = verify(graph, plan, rewrite(graph, plan), inputs)
+    assert report.ok, report
+    assert report.max_error <= TOLERANCE
+
+
+def test_whole_heads_and_head_dimensions_nest() -> None:
+    """Head dimensions lie inside heads; both can go at once, with unequal widths for q and v."""
+    model = alive(Attention())
+    graph, analysis = traced(model, torch.randn(2, 5, WIDTH).double())
+    (heads,) = [g for g in analysis.groups if g.size == HEADS and g.contexts == 1]
+    assert [g.outer for g in innermost(analysis)] == [heads.name] * 2
+    (q,) = made_by(analysis, "q")
+    plan = random_plan(analysis, 1, lambda g: g.name in (heads.name, q.name), 0.25)
+    pruned = rewrite(graph, plan)
+    assert pruned.q.out_features == 1
+    assert pruned.v.out_features == INNER
+    inputs = torch.randn(3, 5, WIDTH).double()
+    assert masked_error(model, plan, pruned, inputs) <= TOLERANCE

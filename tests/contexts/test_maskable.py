@@ -1,0 +1,226 @@
+"""Zeroing masks the groups that are called maskable exactly, and not those that are flagged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fxprune import Group, rewrite, verify
+from tests.masking import TOLERANCE, alive, masked_error, random_plan, traced
+
+Middle = Callable[[Tensor], Tensor]
+WIDTH = 8
+
+
+class Sandwich(nn.Module):
+    """Linear, something over the channels [batch, tokens, WIDTH], Linear."""
+
+    def __init__(self, middle: Callable[[Tensor], Tensor], width: int | None = WIDTH) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, WIDTH)
+        self.middle = middle
+        self.last = nn.Identity() if width is None else nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(self.first(x)))
+
+
+class Images(nn.Module):
+    """Conv, something over [batch, WIDTH, 6, 6], Conv."""
+
+    def __init__(self, middle: Middle, bias: bool = True) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(5, WIDTH, 3, bias=bias)
+        self.middle = middle
+        self.last = nn.Conv2d(WIDTH, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(self.first(x.unsqueeze(-1).expand(-1, -1, -1, 8))))
+
+
+class FreeOfScale(nn.Module):
+    """x / ‖x‖ per channel, without an epsilon: 0 / 0 where the channel is zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.norm(dim=(2, 3), keepdim=True)
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation: a sigmoid gate per channel, of a mean over positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(WIDTH, 4, 1), nn.Conv2d(4, WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.up(torch.relu(self.down(x.mean((2, 3), keepdim=True)))))
+
+
+class GlobalResponse(nn.Module):
+    """ConvNeXt V2's response normalisation over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, WIDTH, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = x.norm(2, (2, 3), keepdim=True)
+        return x + self.weight * (x * (norm / (norm.mean(1, keepdim=True) + 1e-6)))
+
+
+class Offset(nn.Module):
+    """A sum with a constant before something else."""
+
+    def __init__(self, then: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.then = then
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.then(x + 1.0)
+
+
+MASKABLE: dict[str, Callable[[], nn.Module]] = {
+    "nothing": lambda: Sandwich(nn.Identity()),
+    "relu": lambda: Sandwich(torch.relu),
+    "gelu": lambda: Sandwich(F.gelu),
+    "sigmoid": lambda: Sandwich(torch.sigmoid),
+    "exp": lambda: Sandwich(torch.exp),
+    "cos then square": lambda: Sandwich(lambda x: x.cos() ** 2),
+    "an offset": lambda: Sandwich(Offset(nn.Identity())),
+    "sum": lambda: Sandwich(lambda x: x.sum(-1, keepdim=True).sin(), 1),
+    "sum divided by a count": lambda: Sandwich(lambda x: x.sum(-1, keepdim=True) / WIDTH, 1),
+    "normalize": lambda: Sandwich(lambda x: F.normalize(x, dim=-1)),
+    "norm": lambda: Sandwich(lambda x: x.norm(dim=-1, keepdim=True), 1),
+    "softmax over tokens": lambda: Sandwich(lambda x: x.softmax(1)),
+    "mean over tokens": lambda: Sandwich(lambda x: x.mean(1)),
+    "max over tokens": lambda: Sandwich(lambda x: x.amax(1)),
+    "batch norm": lambda: Images(nn.BatchNorm2d(WIDTH)),
+    "batch norm without weights": lambda: Images(nn.BatchNorm2d(WIDTH, affine=False)),
+    "pooling": lambda: Images(nn.MaxPool2d(2)),
+    "padding with zeros": lambda: Images(nn.ZeroPad2d(1)),
+    "padding with ones": lambda: Images(nn.ConstantPad2d(1, 1.0)),
+    "sigmoid before a padding": lambda: Images(nn.Sequential(nn.Sigmoid(), nn.ZeroPad2d(1))),
+    "a gate": lambda: Images(Gated()),
+    "depthwise": lambda: Images(nn.Conv2d(WIDTH, WIDTH, 3, groups=WIDTH)),
+    "dropout": lambda: Sandwich(nn.Dropout(0.5)),
+    "prelu": lambda: Images(nn.PReLU(WIDTH)),
+    "a bias that masking zeroes": lambda: Images(nn.Identity(), bias=True),
+}
+
+FLAGGED: dict[str, Callable[[], nn.Module]] = {
+    "mean": lambda: Sandwich(lambda x: x.mean(-1, keepdim=True), 1),
+    "variance": lambda: Sandwich(lambda x: x.var(-1, keepdim=True), 1),
+    "standard deviation": lambda: Sandwich(lambda x: x.std(-1, keepdim=True), 1),
+    "minimum": lambda: Sandwich(lambda x: (x.abs() + 1).amin(-1, keepdim=True), 1),
+    "maximum": lambda: Sandwich(lambda x: -(x.abs() + 1).amax(-1, keepdim=True).neg(), 1),
+    "product": lambda: Sandwich(lambda x: (x + 2).prod(-1, keepdim=True), 1),
+    "logsumexp": lambda: Sandwich(lambda x: x.logsumexp(-1, keepdim=True), 1),
+    "softmax": lambda: Sandwich(lambda x: x.softmax(-1)),
+    "log_softmax": lambda: Sandwich(lambda x: x.log_softmax(-1)),
+    "layer norm": lambda: Sandwich(nn.LayerNorm(WIDTH)),
+    "rms norm": lambda: Sandwich(nn.RMSNorm(WIDTH)),
+    "global response norm": lambda: Images(GlobalResponse()),
+    "local response norm": lambda: Images(nn.LocalResponseNorm(3)),
+    "sigmoid before a sum": lambda: Sandwich(lambda x: x.sigmoid().sum(-1, keepdim=True), 1),
+    "an offset before a sum": lambda: Sandwich(Offset(lambda x: x.sum(-1, keepdim=True)), 1),
+    "an offset before a norm": lambda: Sandwich(Offset(lambda x: F.normalize(x, dim=-1))),
+    "zero over zero": lambda: Images(FreeOfScale()),
+    "a logarithm": lambda: Sandwich(lambda x: x.abs().log()),
+    "a reciprocal": lambda: Sandwich(lambda x: x.reciprocal()),
+}
+
+NEVER_DIFFERS = {"maximum", "local response norm"}
+"""Flagged conservatively, or frozen: zeroing may not show."""
+
+
+def of_first(group: Group) -> bool:
+    return any(m.parameter == "first.weight" and m.dim == 0 for m in group.members)
+
+
+def data(model: nn.Module, batch: int) -> Tensor:
+    x = torch.randn(batch, 8, 5).double()
+    return x.transpose(1, 2) if isinstance(model, Images) else x
+
+
+@pytest.mark.parametrize("name", MASKABLE)
+def test_maskable_groups_are_masked_exactly(name: str) -> None:
+    model = alive(MASKABLE[name]())
+    graph, analysis = traced(model, data(model, 2))
+    group = next(filter(of_first, analysis.groups))
+    assert group.maskable
+    for seed in range(3):
+        plan = random_plan(analysis, seed, of_first)
+        pruned = rewrite(graph, plan)
+        assert masked_error(model, plan, pruned, data(model, 3)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", FLAGGED)
+def test_flagged_groups_differ_and_equal_the_masked_interpretation(name: str) -> None:
+    model = alive(FLAGGED[name]())
+    graph, analysis = traced(model, data(model, 2))
+    if name == "local response norm":  # a window over channels
+        assert not any(map(of_first, analysis.groups))
+        return
+    group = next(filter(of_first, analysis.groups))
+    assert not group.maskable
+    plan = random_plan(analysis, 0, of_first)
+    pruned, inputs = rewrite(graph, plan), data(model, 3)
+    report = verify(graph, plan, pruned, inputs)
+    assert report.ok, report
+    assert report.law == "masked interpretation"
+    if name not in NEVER_DIFFERS:
+        assert masked_error(model, plan, pruned, inputs) > 1e-6
+
+
+def test_whole_norm_groups_are_maskable_and_channels_inside_them_are_not() -> None:
+    model = alive(Images(nn.GroupNorm(4, WIDTH)))
+    graph, analysis = traced(model, data(model, 2))
+    groups = {group.size: group for group in analysis.groups if of_first(group)}
+    assert sorted(groups) == [2, 4]
+    assert (groups[4].maskable, groups[2].maskable) == (True, False)
+    assert groups[2].outer == groups[4].name
+    plan = random_plan(analysis, 0, lambda g: g.size == 4)
+    pruned = rewrite(graph, plan)
+    assert (pruned.middle.num_groups, pruned.middle.num_channels) == (2, 4)
+    assert masked_error(model, plan, pruned, data(model, 3)) <= TOLERANCE
+    plan = random_plan(analysis, 0, lambda g: g.size == 2)
+    pruned = rewrite(graph, plan)
+    assert (pruned.middle.num_groups, pruned.middle.num_channels) == (4, 4)
+    assert masked_error(model, plan, pruned, data(model, 3)) > 1e-6
+    assert verify(graph, plan, pruned, data(model, 3)).ok
+
+
+def test_instance_norm_is_never_a_statistic_over_channels() -> None:
+    for norm in (nn.InstanceNorm2d(WIDTH, affine=True), nn.InstanceNorm2d(WIDTH)):
+        model = alive(Images(norm))
+        graph, analysis = traced(model, data(model, 2))
+        plan = random_plan(analysis, 0, of_first)
+        pruned = rewrite(graph, plan)
+        assert masked_error(model, plan, pruned, data(model, 3)) <= TOLERANCE
+        assert all(group.maskable for group in analysis.groups if of_first(group))
+
+
+def test_the_bias_of_a_layer_norm_stays_where_its_input_goes() -> None:
+    """Pre-norm blocks: the stream is normalised, so it is flagged; the hidden layer is maskable."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Linear(5, WIDTH), nn.LayerNorm(WIDTH)
+            self.up, self.down = nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH)
+            self.last = nn.Linear(WIDTH, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.last(x + self.down(F.gelu(self.up(self.norm(x)))))
+
+    model = alive(Block())
+    graph, analysis = traced(model, torch.randn(2, 4, 5).double())
+    maskable = {group.size: group.maskable for group in analysis.groups}
+    assert maskable == {WIDTH: False, 12: True}
+    plan = random_plan(analysis)
+    assert verify(graph, plan, rewrite(graph, plan), torch.randn(3, 4, 5).double()).ok
