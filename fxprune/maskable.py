@@ -34,7 +34,15 @@ _SAMPLES = 8
 _ADDITIVE = dict.fromkeys(
     "aten::addmm aten::baddbmm aten::addbmm aten::addmv aten::addr".split(), "self"
 )
-_KEEPS_CONSTANTS = frozenset("aten::mean aten::amax aten::amin aten::max aten::min".split())
+_KEEPS_CONSTANTS = frozenset(
+    "aten::mean aten::amax aten::amin aten::aminmax aten::max aten::min".split()
+)
+_KEEPS_ZEROS = frozenset(
+    """aten::var aten::std aten::var_mean aten::std_mean aten::prod aten::cumsum aten::cumprod
+    aten::cummax aten::cummin aten::topk aten::sort aten::median aten::nanmedian aten::kthvalue
+    aten::mode""".split()
+)
+_NEEDS_RANK = frozenset({"aten::linalg_inv_ex"})
 _DIVIDES_BY_NORM = frozenset({"aten::_weight_norm_interface"})
 _DISTANCES = frozenset({"aten::_cdist_forward"})
 _AFFINE_STATISTICS = frozenset("aten::native_group_norm aten::native_layer_norm".split())
@@ -146,36 +154,37 @@ class _FillPass:
             self._probes[key] = _probe(record, fills, position)
         return self._probes[key]
 
-    def move(self, record: Record, atom: Atom, position: int) -> float:
+    def values(self, record: Record, atom: Atom) -> list[float]:
+        """`carried` without the tensors that only say where elements come from or go to."""
         index = id(record.call.arguments.get("index"))
-        return _worst(
+        return [
             self.fills.get(key, {}).get(atom, ANY)
             for key, layout in record.inputs
             if key != index and atom in self.free(layout)
-        )
+        ]
+
+    def move(self, record: Record, atom: Atom, position: int) -> float:
+        return _worst(self.values(record, atom))
 
     def window(self, record: Record, atom: Atom, position: int) -> float:
-        worst = _worst(self.carried(record, atom))
+        worst = _worst(self.values(record, atom))
         return worst if worst == 0.0 or math.isnan(worst) else ANY
 
     def contract(self, record: Record, atom: Atom, position: int) -> float:
         """A product is zero where one of its operands is; an added bias must be zero too."""
         bias_name = _ADDITIVE.get(record.call.name, "bias")
-        bias = record.call.arguments.get(bias_name)
-        factors: list[float] = []
-        for key, layout in record.inputs:
-            if atom not in self.free(layout):
-                continue
-            fill = self.fills.get(key, {}).get(atom, ANY)
-            if math.isnan(fill):
-                return math.nan
-            if isinstance(bias, Tensor) and key == id(bias):
-                if fill != 0.0:
-                    return ANY
-            else:
-                factors.append(fill)
+        added = self._fill_of(record, bias_name, atom)
+        skipped = id(record.call.arguments.get(bias_name))
+        factors = [
+            self.fills.get(key, {}).get(atom, ANY)
+            for key, layout in record.inputs
+            if key != skipped and atom in self.free(layout)
+        ]
+        if any(math.isnan(fill) for fill in (*factors, added or 0.0)):
+            return math.nan
         both = atom in self.free(record.effect.over)
-        return 0.0 if factors and (all if both else any)(f == 0.0 for f in factors) else ANY
+        zero = bool(factors) and (all if both else any)(f == 0.0 for f in factors)
+        return 0.0 if zero and added in (None, 0.0) else ANY
 
     def sum(self, record: Record, atom: Atom, position: int) -> float:
         if atom not in self.free(record.effect.over) and position == 0:
@@ -186,34 +195,43 @@ class _FillPass:
         return self.window(record, atom, position)
 
     def statistic(self, record: Record, atom: Atom, position: int) -> float:
-        fills = self.carried(record, atom)
-        if any(math.isnan(f) for f in fills):
+        fills, name = self.carried(record, atom), record.call.name
+        if any(math.isnan(f) for f in fills) or name in _NEEDS_RANK:
             return math.nan
-        if record.call.name in _KEEPS_CONSTANTS:
+        keeps = position == 0 or name in ("aten::aminmax", "aten::var_mean", "aten::std_mean")
+        if name in _KEEPS_CONSTANTS and keeps:
             return _worst(fills)
-        if record.call.name in _AFFINE_STATISTICS and position == 0:
-            return self._affine(record, atom)
+        if name in _KEEPS_ZEROS and keeps and _worst(fills) == 0.0:
+            return 0.0
+        if name in _AFFINE_STATISTICS and position == 0:
+            return self._affine(record, atom, self._fill_of(record, "input", atom) == 0.0)
         return ANY
 
-    def _affine(self, record: Record, atom: Atom) -> float:
-        """``(x - mean) / std * weight + bias`` is zero where weight and bias are."""
-        terms = [record.call.arguments.get(name) for name in ("weight", "bias")]
-        fills = [self.fills.get(id(t), {}).get(atom, ANY) for t in terms if isinstance(t, Tensor)]
-        weight, bias = terms
-        zero = weight is not None and all(f == 0.0 for f in fills)
-        return 0.0 if zero and (bias is None or len(fills) == 2) else ANY
+    def _affine(self, record: Record, atom: Atom, zero: bool) -> float:
+        """``norm(x) * weight + bias``, where norm(x) is zero if x is (`zero`) and not normalised over."""
+        zero = zero and atom not in self.free(record.effect.over)
+        weight, bias = (self._fill_of(record, name, atom) for name in ("weight", "bias"))
+        return 0.0 if (zero or weight == 0.0) and bias in (None, 0.0) else ANY
+
+    def _fill_of(self, record: Record, name: str, atom: Atom) -> float | None:
+        """The fill of one argument; ANY if it does not carry the atom, None if it is absent."""
+        tensor = record.call.arguments.get(name)
+        return self.fills.get(id(tensor), {}).get(atom, ANY) if isinstance(tensor, Tensor) else None
 
     def batch_norm(self, record: Record, atom: Atom, position: int) -> float:
+        """Evaluation subtracts the running mean, which must be zero for zeros to stay."""
         fills = self.carried(record, atom)
         if any(math.isnan(f) for f in fills):
             return math.nan
-        if self._affine(record, atom) == 0.0:
-            return 0.0
-        plain = record.call.arguments.get("weight") is None
-        return 0.0 if plain and all(f == 0.0 for f in fills) else ANY
+        if position > 0:
+            return ANY
+        centred = self._fill_of(record, "running_mean", atom) in (None, 0.0)
+        return self._affine(record, atom, centred and self._fill_of(record, "input", atom) == 0.0)
 
     def recurrent(self, record: Record, atom: Atom, position: int) -> float:
         """A unit without weights stays at its initial state, which is zero unless one is given."""
+        if atom not in self.free(record.effect.over):
+            return ANY
         states = tensors_in(record.call.arguments["state"])
         given = [self.fills.get(id(t), {}).get(atom, ANY) for t in states]
         return 0.0 if all(f == 0.0 for f in given) else ANY
