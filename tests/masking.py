@@ -46,7 +46,7 @@ def random_plan(
     groups: Callable[[Group], bool] = lambda group: True,
     keep: float = 0.5,
 ) -> PruningPlan:
-    """A random plan over all chosen groups, outer ones too; in each a unit goes and a unit stays."""
+    """A random plan over all chosen groups, outer ones too; each loses units and keeps some."""
     rng = random.Random(seed)
     kept = {
         group.name: rows(group, min(max(round(group.size * keep), 1), group.size - 1), rng)

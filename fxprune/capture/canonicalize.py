@@ -4,6 +4,8 @@
    apart becomes a split of that axis, so that each part has an axis of its own.
 2. Channel shuffles: a view, a transposition and a view back that only permute one axis become an
    index_select with a constant permutation.
+3. Lists of indices, as in ``x[:, [2, 0, 1]]``, become constant tensors, whose values can be
+   followed.
 
 A shape here is one tuple per dimension: its size in each capture. Dimensions with the same tuple
 are equal at all sizes, dimensions with one value are static.
@@ -33,6 +35,7 @@ _TRANSPOSE = {
 }  # fmt: skip
 _SELECT = {"select", torch.select}
 _UNBIND = {"unbind", torch.unbind}
+_INDEXED = {operator.getitem, operator.setitem}
 
 
 def is_static(size: Size) -> bool:
@@ -53,6 +56,8 @@ def canonicalize(
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is F.channel_shuffle:
             count += _named_shuffle(graph, node, known, constant)
+        elif node.op == "call_function" and node.target in _INDEXED:
+            count += _listed(graph, node, constant)
         elif _is(node, _VIEWS) or _is(node, _UNFLATTEN):
             chain = _chain(node, known)
             if chain is not None:
@@ -342,3 +347,25 @@ def _replace(
     made.meta.update(_meta(node))
     shapes[made] = shapes[source]
     node.replace_all_uses_with(made)
+
+
+def _listed(graph: fx.Graph, node: fx.Node, constant: Callable[[Tensor], str]) -> int:
+    """Replace the lists of integers in an index by constant tensors."""
+    key: Any = node.args[1]
+    items: tuple[Any, ...] = key if isinstance(key, tuple) else (key,)
+    lists = [item for item in items if isinstance(item, list) and _all_integers(item)]
+    if not lists:
+        return 0
+    with graph.inserting_before(node):
+        new = [
+            graph.get_attr(constant(torch.tensor(list(item)))) if item in lists else item
+            for item in items
+        ]
+    node.update_arg(1, tuple(new) if isinstance(key, tuple) else new[0])
+    return 1
+
+
+def _all_integers(item: list[Any]) -> bool:
+    return bool(item) and all(
+        _all_integers(entry) if isinstance(entry, list) else type(entry) is int for entry in item
+    )

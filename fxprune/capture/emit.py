@@ -174,7 +174,7 @@ class Emitter:
         return found
 
     def constant(self, tensor: Tensor) -> str:
-        """Register a permutation; equal ones share a buffer."""
+        """Register a permutation or other index; equal ones share a buffer."""
         names = [name for name in self.root if name.startswith("_permutation")]
         for name in names:
             if torch.equal(self.root[name], tensor):

@@ -84,9 +84,15 @@ def repeat(site: Site) -> None:
 def repeat_interleave(site: Site) -> None:
     """`repeat_interleave(x, repeats, dim)` with an int, or with a constant: then a gather."""
     dim = site.argument(2, "dim")
-    if dim is None or isinstance(dim, fx.Node):
+    if isinstance(dim, fx.Node):
         return
-    axis, out = site.axes(site.old.args[0])[dim], site.out[dim]
+    axes = site.axes(site.old.args[0])
+    if dim is None:  # of the flattened tensor
+        if isinstance(site.argument(1, "repeats"), int) and site.changed(site.out[0]):
+            entries = math.prod(site.width(axis) for axis in axes)
+            site.set(1, "repeats", site.width(site.out[0]) // entries)
+        return
+    axis, out = axes[dim], site.out[dim]
     if not isinstance(site.argument(1, "repeats"), int):
         if site.changed(axis):
             site.select(dim % len(site.out), _constant_index(site, "aten::index_select"))
