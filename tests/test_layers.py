@@ -18,7 +18,7 @@ PACKAGE = "fxprune"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"axes", "algebra"}),
-    frozenset({"capture", "modules"}),
+    frozenset({"capture", "modules", "meta"}),
     frozenset({"rules"}),
     frozenset({"propagate", "maskable", "contexts", "roles", "groups", "grouping", "analysis"})
     | {"plans", "selection", "slicing"},
