@@ -34,6 +34,15 @@ def traced(model: nn.Module, *inputs: Any) -> tuple[fx.GraphModule, Analysis]:
     return graph, fxprune.analyze(graph, strict=True)
 
 
+def as_written(model: nn.Module, inputs: Tensor) -> tuple[fx.GraphModule, Analysis]:
+    """The graph of torch's own symbolic trace, with the example that `analyze` needs."""
+    graph = fx.symbolic_trace(model)
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            node.meta["val"] = inputs.to("meta")
+    return graph, fxprune.analyze(graph, strict=True)
+
+
 def rows(group: Group, kept: int, rng: random.Random) -> Any:
     """Random kept indices, chosen anew in each context."""
     chosen = [sorted(rng.sample(range(group.size), kept)) for _ in range(group.contexts)]

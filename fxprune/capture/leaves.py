@@ -6,7 +6,7 @@ import functools
 import types
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fxprune import modules as own
@@ -22,6 +22,8 @@ _HARMLESS = frozenset(
     "_check_input_dim _load_from_state_dict _save_to_state_dict _version _get_name train "
     "from_pretrained init_weights".split()
 )
+# A weight that hooks recompute (weight_norm) is a plain tensor: its ops must be recorded.
+_WEIGHTS = ("weight", "bias", "weight_ih_l0", "weight_hh_l0")
 
 
 def _is_torch(cls: type) -> bool:
@@ -61,10 +63,7 @@ def leaf_base(module: nn.Module) -> type | None:
         return base
     if parametrize.is_parametrized(module):
         return None
-    # A weight that hooks recompute (weight_norm) is a plain attribute: its ops must be recorded.
-    if any(name in module.__dict__ for name in ("weight", "bias", "weight_ih_l0", "weight_hh_l0")):
-        return None
-    return base
+    return None if any(isinstance(module.__dict__.get(n), Tensor) for n in _WEIGHTS) else base
 
 
 @functools.cache

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune import Analysis, PruningPlan, analyze, rewrite, verify
+from fxprune import PruningPlan, rewrite, verify
 from fxprune.rewriter.rows import ROWS, find_row
-from tests.masking import TOLERANCE, alive, masked_error, random_plan, traced
+from tests.masking import TOLERANCE, alive, as_written, masked_error, random_plan, traced
 from tests.rewriter.row_cases import CASES, Case, Middle
 
 EACH = [(name, case) for name, cases in CASES.items() for case in cases]
@@ -33,15 +33,6 @@ def nodes_of(graph: fx.GraphModule, name: str) -> list[fx.Node]:
 
 REPLACED_BY_TRACE = {"channel_shuffle"}
 """`trace` names these permutations; graphs that come from elsewhere may contain the op."""
-
-
-def as_written(model: nn.Module, inputs: Tensor) -> tuple[fx.GraphModule, Analysis]:
-    """The graph of torch's own symbolic trace, with the example that `analyze` needs."""
-    graph = fx.symbolic_trace(model)
-    for node in graph.graph.nodes:
-        if node.op == "placeholder":
-            node.meta["val"] = inputs.to("meta")
-    return graph, analyze(graph, strict=True)
 
 
 def check(model: nn.Module, graph: fx.GraphModule, plan: PruningPlan) -> fx.GraphModule:
