@@ -68,7 +68,7 @@ ELEMENTWISE: dict[str, Rule] = {
         """where masked_fill lerp clamp clamp_min clamp_max native_dropout bernoulli nan_to_num
         rrelu_with_noise fmod remainder gelu silu mish celu elu softplus hardsigmoid hardswish
         hardtanh leaky_relu log_sigmoid_forward threshold softshrink hardshrink addcmul addcdiv
-        fill zero complex polar _prelu_kernel""",
+        fill zero complex polar floor_divide _prelu_kernel""",
     ),
     **rows(same_as_input, "clone detach alias _to_copy lift_fresh lift_fresh_copy lift _conj"),
     "copy": copy_into,

@@ -168,6 +168,15 @@ def embedding_bag(call: Call) -> Effect:
     return Effect(((bags, columns), *rest), Kind.WINDOW)
 
 
+def buckets(call: Call) -> Effect:
+    """``bucketize`` and ``searchsorted``: each element is compared with the same boundaries."""
+    bounds = call.axes("boundaries" if "boundaries" in call.arguments else "sorted_sequence")
+    call.freeze(bounds, "boundaries of buckets")
+    if len(bounds) == 1 and isinstance(call["self"], Tensor):
+        return Effect((call.axes("self"),), Kind.STATISTIC)
+    return frozen("boundaries of buckets")(call)
+
+
 def frozen(what: str) -> Rule:
     """Ops that no index can be followed through."""
 
@@ -189,8 +198,9 @@ INDEXING: dict[str, Rule] = {
     "index_fill": index_fill,
     "embedding": embedding,
     **rows(embedding_bag, "_embedding_bag _embedding_bag_forward_only"),
+    **rows(buckets, "bucketize searchsorted"),
     **rows(
         frozen("elements are chosen by data"),
-        "masked_scatter put take bucketize searchsorted histc multinomial",
+        "masked_scatter put take histc multinomial",
     ),
 }

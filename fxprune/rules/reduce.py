@@ -121,9 +121,13 @@ def renorm(call: Call) -> Effect:
 
 
 def trace(call: Call) -> Effect:
-    """``trace``: positions on the diagonal."""
-    call.freeze(call.axes("self"), "positions on a diagonal")
-    return Effect(((),), Kind.SUM, call.axes("self"))
+    """``trace``: sums the diagonal."""
+    axes = call.axes("self")
+    if axes[0].size == axes[1].size:
+        call.algebra.unify(*axes)
+    else:
+        call.freeze(axes, "positions on a diagonal")
+    return Effect(((),), Kind.SUM, axes)
 
 
 REDUCTIONS: dict[str, Rule] = {

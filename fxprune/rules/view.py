@@ -249,7 +249,12 @@ def view_as_real(call: Call) -> Effect:
 
 
 def as_strided(call: Call) -> Effect:
-    """``as_strided``: no index can be followed."""
+    """``as_strided``: followed only where nothing but the strides of size-1 dimensions changes."""
+    x = call["self"]
+    same = list(call["size"]) == list(x.shape) and call["storage_offset"] in (None, 0)
+    strides = zip(x.shape, x.stride(), call["stride"], strict=False)
+    if same and all(size == 1 or old == new for size, old, new in strides):
+        return _moved(call.axes("self"))
     call.freeze(call.axes("self"), "read by strides")
     return _moved(call.fresh(call.outputs[0], "read by strides"))
 
@@ -262,22 +267,30 @@ def triangle(call: Call) -> Effect:
 
 
 def diagonal(call: Call) -> Effect:
-    """``diagonal(dim1, dim2)``: the two dimensions become one, at the end."""
+    """``diagonal(offset, dim1, dim2)``: two dimensions become one, at the end.
+
+    On the main diagonal of a square, they are one axis.
+    """
     axes = call.axes("self")
-    chosen = {call.dim(name, len(axes)) for name in ("dim1", "dim2")}
-    call.freeze([axes[d] for d in chosen], "positions on a diagonal")
-    rest = tuple(axis for d, axis in enumerate(axes) if d not in chosen)
+    first, second = (call.dim(name, len(axes)) for name in ("dim1", "dim2"))
+    rest = tuple(axis for d, axis in enumerate(axes) if d not in (first, second))
+    if call["offset"] == 0 and axes[first].size == axes[second].size:
+        return _moved((*rest, call.algebra.unify(axes[first], axes[second])))
+    call.freeze((axes[first], axes[second]), "positions on a diagonal")
     return _moved((*rest, *call.fresh(call.outputs[0], "positions on a diagonal")[-1:]))
 
 
 def diag_embed(call: Call) -> Effect:
-    """``diag_embed(dim1, dim2)``: the last dimension becomes a diagonal of two new ones."""
+    """``diag_embed(offset, dim1, dim2)``: the last dimension becomes a diagonal of two new ones."""
     *rest, last = call.axes("self")
-    call.freeze((last,), "positions on a diagonal")
+    rank = len(rest) + 2
+    new = {call.dim(name, rank) for name in ("dim1", "dim2")}
     fresh = call.fresh(call.outputs[0], "positions on a diagonal")
-    new = {call.dim(name, len(fresh)) for name in ("dim1", "dim2")}
+    if call["offset"] != 0:
+        call.freeze((last,), "positions on a diagonal")
     others = iter(rest)
-    out = tuple(axis if d in new else next(others) for d, axis in enumerate(fresh))
+    square = fresh if call["offset"] != 0 else (last,) * rank
+    out = tuple(square[d] if d in new else next(others) for d in range(rank))
     return Effect((out,), Kind.WINDOW)
 
 

@@ -57,6 +57,7 @@ def sample(
     random: bool = False,
     module: bool = False,
     over_flagged: str | None = None,
+    over_frozen: str | None = None,
 ) -> Sample:
     """One row, or part of one, of the op table."""
-    return Sample(ops, run, inputs, random, module, over_flagged)
+    return Sample(ops, run, inputs, random, module, over_flagged, over_frozen)
