@@ -49,6 +49,18 @@ class Replay:
             self.kept.append(storage)
             self.tainted.add(storage._cdata)
 
+    def depends(self, value: Any, indices: set[int]) -> bool:
+        """Whether a value refers to a parameter or to one of the records `indices`."""
+        if isinstance(value, Ref):
+            return value.index in indices
+        if isinstance(value, Attr):
+            return isinstance(self.recorder.real.get(value.name), nn.Parameter)
+        if isinstance(value, (tuple, list)):
+            return any(self.depends(item, indices) for item in value)
+        if isinstance(value, dict):
+            return any(self.depends(item, indices) for item in value.values())
+        return False
+
     def _is_constant(self, value: Any) -> bool:
         if isinstance(value, Ref):
             return self.constant.get(value.index, False)

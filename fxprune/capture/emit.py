@@ -31,6 +31,7 @@ class Emitter:
         self.sizes: dict[Any, fx.Node] = {}
         self.attributes: dict[str, fx.Node] = {}
         self.root: dict[str, Any] = {}
+        self.first: fx.Node | None = None
         self.device: fx.Node | None = None
 
     # Values ------------------------------------------------------------------------------------
@@ -107,7 +108,11 @@ class Emitter:
 
     def device_value(self, device: torch.device) -> Any:
         """The device of the inputs where a literal means that, so that graphs can be moved."""
-        return device if self.device is None or device != self.template.device else self.device
+        if self.first is None or device != self.template.device:
+            return device
+        if self.device is None:
+            self.device = self.graph.call_function(getattr, (self.first, "device"))
+        return self.device
 
     # Records -----------------------------------------------------------------------------------
 
@@ -190,9 +195,8 @@ class Emitter:
     def output(self, value: Any) -> Any:
         """The fx value of (a part of) the output."""
         if isinstance(value, Rebuilt):
-            return self.graph.call_function(
-                value.fn, self.output(value.args), self.output(value.kwargs)
-            )
+            args, kwargs = self.output(value.args), self.output(value.kwargs)
+            return self.graph.call_function(value.fn, args, kwargs)
         if isinstance(value, Spec):
             name = f"_structure{sum(key.startswith('_structure') for key in self.root)}"
             self.root[name] = value.spec

@@ -13,10 +13,11 @@ from fxprune.capture import dynamic as dims
 from fxprune.capture import guards
 from fxprune.capture.emit import Emitter, build
 from fxprune.capture.inputs import Inputs, Sizes, bind
+from fxprune.capture.lines import is_users
 from fxprune.capture.metacopy import Template, template
 from fxprune.capture.modes import depends_on_mode, follow_modes
 from fxprune.capture.outputs import referenced
-from fxprune.capture.recorder import Recorder, is_users, recording
+from fxprune.capture.recorder import Recorder, recording
 from fxprune.capture.records import Capture, Ref, TraceInfo
 from fxprune.errors import TraceError
 
@@ -60,7 +61,7 @@ def trace(model: Any, example_inputs: Any, dynamic: Dynamic | None = None) -> fx
             f"{type(model).__name__}."
         )
     inputs = bind(model, example_inputs)
-    source = template(model)
+    source = template(model, inputs.leaves[0].tensor.device)
     base = _first(source, inputs)
     found = dims.search(inputs, base, lambda sizes: run(source, inputs, sizes), dynamic)
     capture = found.capture
@@ -122,6 +123,7 @@ def _emit_inputs(emitter: Emitter, inputs: Inputs, found: dims.Found) -> None:
         node = emitter.reference(Ref(leaf.place, leaf.path))
         args = (node, leaf.label, leaf.tensor.dim(), pairs)
         guarded = graph.call_function(guards.fixed_sizes, args)
+        emitter.first = emitter.first or guarded
         if leaf.path:
             emitter.parts[Ref(leaf.place, leaf.path)] = guarded
         else:

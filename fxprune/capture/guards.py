@@ -5,14 +5,32 @@ They are ordinary functions, called by nodes of the graph.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx.node import has_side_effect
 
 from fxprune.errors import TraceError
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 
+
+def _opaque(function: Function) -> Function:
+    """Let torch.fx.symbolic_trace (and so pickle) record calls of `function` as one node."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, fx.Proxy):
+                return value.tracer.create_proxy("call_function", call, args, kwargs)
+        return function(*args, **kwargs)
+
+    return cast(Function, call)
+
+
+@_opaque
 def fixed_sizes(x: Tensor, name: str, rank: int, sizes: tuple[tuple[int, int], ...]) -> Tensor:
     """Return x unchanged if it has `rank` dimensions and, for each (dim, size), that size.
 
@@ -35,6 +53,7 @@ def fixed_sizes(x: Tensor, name: str, rank: int, sizes: tuple[tuple[int, int], .
 
 
 @has_side_effect
+@_opaque
 def same_size(size: int, other: int, name: str, reference: str) -> None:
     """Raise TraceError unless two input sizes, which were equal in the trace, are equal."""
     if size != other:
@@ -46,6 +65,7 @@ def same_size(size: int, other: int, name: str, reference: str) -> None:
 
 
 @has_side_effect
+@_opaque
 def stepped_size(size: int, traced: int, unit: int, name: str) -> None:
     """Raise TraceError unless a size differs from the traced one by a multiple of `unit`."""
     if (size - traced) % unit:
@@ -57,6 +77,7 @@ def stepped_size(size: int, traced: int, unit: int, name: str) -> None:
 
 
 @has_side_effect
+@_opaque
 def fixed_value(value: Any, expected: Any, name: str) -> None:
     """Raise TraceError unless a non-tensor input has the value it was traced with."""
     if type(value) is not type(expected) or value != expected:
@@ -67,6 +88,7 @@ def fixed_value(value: Any, expected: Any, name: str) -> None:
 
 
 @has_side_effect
+@_opaque
 def holds(condition: bool, expected: bool, what: str) -> None:
     """Raise TraceError unless a comparison of sizes comes out as it did in the trace."""
     if bool(condition) is not expected:
@@ -76,6 +98,7 @@ def holds(condition: bool, expected: bool, what: str) -> None:
         )
 
 
+@_opaque
 def new_object(cls: type, state: dict[str, Any]) -> Any:
     """An object of a class with the given attributes, made without calling its constructor."""
     made: Any = object.__new__(cls)

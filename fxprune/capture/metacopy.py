@@ -32,7 +32,7 @@ def meta_like(tensor: Tensor) -> Tensor:
             tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta"
         )
     if isinstance(tensor, nn.Parameter):
-        twin = nn.Parameter(twin, requires_grad=tensor.requires_grad)
+        twin = nn.Parameter(twin, requires_grad=False)
         twin.__dict__.update(tensor.__dict__)
     return twin
 
@@ -147,8 +147,11 @@ class Template:
         return duplicate
 
 
-def template(model: nn.Module) -> Template:
-    """Prepare `model` for copying; `names` maps id(meta twin) to the tensor's qualified name."""
+def template(model: nn.Module, device: torch.device) -> Template:
+    """Prepare `model` for copying; `names` maps id(meta twin) to the tensor's qualified name.
+
+    device is where a model without tensors runs.
+    """
     tensors: dict[str, Tensor] = {}
     twins: dict[int, Tensor] = {}
     names: dict[int, str] = {}
@@ -159,5 +162,11 @@ def template(model: nn.Module) -> Template:
         twins[id(tensor)] = twin
         names[id(twin)] = name
         tensors[name] = tensor
-    device = next((t.device for t in tensors.values()), torch.device("cpu"))
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(
+                f"the module {path or type(model).__name__!r} is TorchScript, whose operations "
+                "cannot be recorded. Trace the Python module that it was scripted from."
+            )
+    device = next((t.device for t in tensors.values()), device)
     return Template(model, tensors, names, twins, device)

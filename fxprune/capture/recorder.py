@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import threading
-import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,33 +13,12 @@ from torch.overrides import TorchFunctionMode
 
 from fxprune.capture import leaves, shapes, special
 from fxprune.capture.constants import Replay
+from fxprune.capture.lines import user_line
 from fxprune.capture.lowerings import FUNCTIONS, LOWERINGS
 from fxprune.capture.records import Attr, Capture, Record, Ref
 from fxprune.capture.sizes import Log, SizeFloat, SizeInt, plain, size_of, sized
 from fxprune.capture.targets import CONSTRUCTORS, RANDOM, mutates, target_of
 from fxprune.errors import TraceError
-
-_SKIPPED = (
-    os.path.dirname(torch.__file__) + os.sep,
-    os.path.dirname(__file__) + os.sep,
-    "<string>",
-)
-
-
-def is_users(filename: str) -> bool:
-    """Whether a file is neither torch's nor part of the capture."""
-    return not filename.startswith(_SKIPPED)
-
-
-def user_line() -> str:
-    """The `file:line` of the innermost frame that is the model's own code."""
-    frame: types.FrameType | None = sys._getframe(2)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if is_users(name):
-            return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return "?"
 
 
 class Recorder(TorchFunctionMode):
@@ -76,7 +52,9 @@ class Recorder(TorchFunctionMode):
         self.plain: dict[str, type] = {}
         self.stack: list[str] = [""]
         self.replay = Replay(self)
+        self.learns: set[int] = set()
         self.busy = False
+        self.autocast = _autocast(device)
 
     # Arguments ---------------------------------------------------------------------------------
 
@@ -94,6 +72,8 @@ class Recorder(TorchFunctionMode):
             return slice(*(p[0] for p in parts)), slice(*(p[1] for p in parts))
         if isinstance(value, (tuple, list)):
             pairs = [self.convert(item) for item in value]
+            if hasattr(value, "_fields"):
+                return tuple(p[0] for p in pairs), type(value)(*(p[1] for p in pairs))
             sequence: type = list if isinstance(value, list) else tuple
             return sequence(p[0] for p in pairs), sequence(p[1] for p in pairs)
         if isinstance(value, dict):
@@ -114,7 +94,7 @@ class Recorder(TorchFunctionMode):
         raise TraceError(
             f"{user_line()}: a tensor of shape {tuple(value.size())} appears that no recorded "
             "torch function made (a C++ extension, torch.jit.script or torch.vmap?). Replace that "
-            "call by torch functions, or put it in a torch.nn.Module that is traced as a leaf."
+            "call by torch functions."
         )
 
     def constant(self, value: Tensor) -> tuple[Attr, Tensor]:
@@ -158,7 +138,13 @@ class Recorder(TorchFunctionMode):
 
     def add(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """Append a record; its index."""
-        record = Record(op, target, args, kwargs, self.stack[-1], user_line())
+        line = user_line()
+        if _autocast(self.device) and not self.autocast:
+            raise TraceError(
+                f"{line}: the model turns on autocast inside its forward, which a graph cannot "
+                "hold. Take that context out of the model and run the traced graph inside it."
+            )
+        record = Record(op, target, args, kwargs, self.stack[-1], line)
         self.records.append(record)
         return len(self.records) - 1
 
@@ -211,7 +197,23 @@ class Recorder(TorchFunctionMode):
             index, rec, rec_kwargs, run[0] if written and run else None, func in RANDOM
         )
         given = None if written else {id(t) for t in run if isinstance(t, Tensor)}
-        return self.track(result, index, given)
+        result = self.track(result, index, given)
+        return result if written else self.cut(result, index)
+
+    def cut(self, result: Any, index: int) -> Any:
+        """Under torch.no_grad, a result that parameters reach is detached, as it would be."""
+        record = self.records[index]
+        learns = record.op == "call_module" or self.replay.depends(
+            (record.args, record.kwargs), self.learns
+        )
+        if learns and torch.is_grad_enabled():
+            self.learns.add(index)
+        if not learns or torch.is_grad_enabled() or not isinstance(result, Tensor):
+            return result
+        ref = self.refs[id(result)]
+        detached = self.add("call_method", "detach", (ref,), {})
+        self.replay.note(detached, (ref,), {}, None)
+        return self.track(result, detached, {id(result)})
 
     def execute(self, func: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Run a torch function on meta tensors, by its shape rule where there is one."""
@@ -283,7 +285,8 @@ class Recorder(TorchFunctionMode):
         written = getattr(module, "inplace", False)
         self.replay.note(index, rec, rec_kwargs, run[0] if written else None, True)
         given = None if written else {id(t) for t in run if isinstance(t, Tensor)}
-        return self.track(result, index, given)
+        result = self.track(result, index, given)
+        return result if written else self.cut(result, index)
 
     def identity(self, module: nn.Module, path: str | None, result: Any) -> Any:
         """A module that returned its input: stochastic depth becomes our DropPath."""
@@ -322,6 +325,10 @@ _ATOMS = frozenset(
 )  # fmt: skip
 
 
+def _autocast(device: torch.device) -> bool:
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def _shape(tensor: Tensor) -> tuple[int, ...]:
     with torch._C.DisableTorchFunction():
         return tuple(tensor.shape)
@@ -350,7 +357,9 @@ def recording(recorder: Recorder) -> Iterator[None]:
         return recorder.call_module(original, module, args, kwargs)
 
     fastpath = torch.backends.mha.get_fastpath_enabled()
-    with _LOCK, torch.no_grad():
+    # The twins of parameters require no gradients, so that enabling them costs nothing, and
+    # torch.no_grad in the model can be noticed.
+    with _LOCK, torch.enable_grad():
         compiling = torch.compiler._is_compiling_flag
         try:
             nn.Module.__call__ = call  # type: ignore[method-assign]

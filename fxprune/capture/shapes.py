@@ -131,6 +131,31 @@ def _cat(tensors: Any, dim: Any = 0) -> Any:
     return _new(first, shapes[0]) if all(shape == shapes[0] for shape in shapes) else None
 
 
+def _recurrent(module: nn.RNNBase, x: Any, state: Any = None) -> Any:
+    if not isinstance(x, Tensor) or x.shape[-1] != module.input_size or x.dim() not in (2, 3):
+        return None
+    first = module.weight_ih_l0
+    if not _plain(x) or x.dtype != first.dtype:
+        return None
+    width = module.proj_size or module.hidden_size
+    directions = 2 if module.bidirectional else 1
+    batch = () if x.dim() == 2 else (x.shape[0] if module.batch_first else x.shape[1],)
+    layers = directions * module.num_layers
+    swapped = module.batch_first and bool(batch)
+    # The kernels work in the order (length, batch).
+    lead = (x.shape[1], x.shape[0]) if swapped else x.shape[:-1]
+    out = _new(x, (*lead, directions * width))
+    out = out.transpose(0, 1) if swapped else out
+    hidden = _new(x, (layers, *batch, width))
+    given = state if isinstance(state, (tuple, list)) else () if state is None else (state,)
+    if isinstance(module, nn.LSTM):
+        cell = _new(x, (layers, *batch, module.hidden_size))
+        fits = not given or [s.shape for s in given] == [hidden.shape, cell.shape]
+        return (out, (hidden, cell)) if fits else None
+    return (out, hidden) if not given or given[0].shape == hidden.shape else None
+
+
+MODULES.update(dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), _recurrent))
 MODULES.update(dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv))
 MODULES.update(dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm))
 MODULES.update(

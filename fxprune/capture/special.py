@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxprune.capture import constants, leaves, targets
+from fxprune.capture.lines import user_line
 from fxprune.capture.sizes import numel_of, plain, sized
 
 if TYPE_CHECKING:
@@ -70,6 +71,12 @@ def _is_device(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return recorder.device.type == targets.IS_PROPERTY[func]
 
 
+@_handles(targets.REQUIRES_GRAD)
+def _requires_grad(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    real = recorder.real.get(recorder.names.get(id(args[0]), ""))
+    return func(*args) if real is None else real.requires_grad
+
+
 @_handles(Tensor.get_device)
 def _get_device(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     index = recorder.device.index
@@ -95,17 +102,11 @@ def _unrecorded(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 @_handles(*targets.READERS)
 def _read(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    line = _line()
+    line = user_line()
     what = getattr(func, "__name__", "a value")
     values = [constants.read(recorder, a, what, line) if isinstance(a, Tensor) else a for a in args]
     with recorder.paused():
         return func(*values, **kwargs)
-
-
-def _line() -> str:
-    from fxprune.capture.recorder import user_line
-
-    return user_line()
 
 
 @_handles(*targets.SHAPED_BY_VALUES)
@@ -132,7 +133,7 @@ def _getitem(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     items = index if isinstance(index, tuple) else (index,)
     if not any(_is_mask(item) for item in items):
         return recorder.call(func, args, kwargs)
-    line = _line()
+    line = user_line()
     fixed: list[Any] = []
     for item in items:
         if _is_mask(item):
@@ -155,7 +156,7 @@ def _literal(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     if _only_numbers(data):
         return recorder.call(func, args, kwargs)
     if isinstance(data, (list, tuple)):
-        line = _line()
+        line = user_line()
         args = (_numbers(recorder, data, line), *args[1:])
         return recorder.call(func, args, kwargs)
     with recorder.paused():

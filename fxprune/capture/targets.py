@@ -88,6 +88,7 @@ IS_PROPERTY: dict[Any, str] = {
     _getter("is_cpu"): "cpu",
     _getter("is_meta"): "meta",
 }
+REQUIRES_GRAD = _getter("requires_grad")
 DEVICE = _getter("device")
 
 #: functions that read values: they cannot be answered on the meta device

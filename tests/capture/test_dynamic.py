@@ -71,7 +71,7 @@ def test_channel_sizes_are_literals_and_other_sizes_are_nodes() -> None:
         lambda x: torch.zeros(int(x.shape[1]) * 2 + 3),
         lambda x: torch.cat([x, torch.full((x.shape[0], 2), round(x.shape[1] / 2))], 1),
     ],
-    ids=str,
+    ids="pad slice numel power prod minimum expand arange split int factory round".split(),
 )
 def test_sizes_computed_in_python_follow_the_input(fn: Any) -> None:
     model = Fn(fn)

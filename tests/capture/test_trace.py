@@ -6,6 +6,7 @@ import collections
 import copy
 import dataclasses
 import operator
+import pickle
 from typing import Any, NamedTuple
 
 import pytest
@@ -588,3 +589,86 @@ def test_a_model_that_cannot_be_copied_says_what_to_do() -> None:
 def test_lazy_modules_are_refused() -> None:
     with pytest.raises(TraceError, match="Run the model once"):
         trace(nn.Sequential(nn.LazyLinear(3)), torch.randn(2, 3))
+
+
+def test_torchscript_is_refused() -> None:
+    model = nn.Sequential(torch.jit.trace(nn.Linear(3, 3), torch.randn(2, 3)))
+    with pytest.raises(TraceError, match="module '0' is TorchScript"):
+        trace(model, torch.randn(2, 3))
+
+
+def test_autocast_inside_forward_is_refused() -> None:
+    class Cast(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return x @ x
+
+    with pytest.raises(TraceError, match="turns on autocast inside its forward"):
+        trace(Cast(), torch.randn(3, 3))
+
+
+# What the result can be used for ---------------------------------------------------------------
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(6, 5, 2, batch_first=True, bidirectional=True)
+        self.gru = nn.GRU(10, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, (h, _) = self.lstm(x)
+        return self.gru(y)[0], h
+
+
+def test_recurrent_modules_are_leaves_that_survive_a_change_of_dtype() -> None:
+    model = Recurrent()
+    gm = trace(model, torch.randn(2, 7, 6))
+    assert targets(gm, "call_module") == ["lstm", "gru"]
+    assert info(gm).dynamic == {"x": (0, 1)}
+    x = torch.randn(3, 9, 6).double()
+    want = copy.deepcopy(model).double()(x)
+    for got, expected in zip(copy.deepcopy(gm).double()(x), want, strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_no_grad_regions_stop_gradients() -> None:
+    class Stopped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                y = self.a(x) * 2
+            return self.b(x) + y
+
+    gm = trace(Stopped(), torch.randn(2, 3))
+    gm(torch.randn(2, 3)).sum().backward()
+    assert gm.get_parameter("a.weight").grad is None
+    assert gm.get_parameter("b.weight").grad is not None
+
+
+def test_factories_follow_the_device_of_the_input() -> None:
+    gm = trace(Devices(), torch.randn(2, 5))
+    assert all(n.kwargs.get("device") != torch.device("cpu") for n in gm.graph.nodes)
+    (device,) = [n for n in gm.graph.nodes if n.target is getattr]
+    assert device.args[1] == "device"
+
+
+def test_the_graph_compiles_exports_pickles_and_is_traced_again() -> None:
+    model = Block().eval()
+    gm = trace(model, torch.randn(2, 3, 8, 8))
+    x = torch.randn(2, 3, 8, 8)
+    want = model(x)
+    assert torch.equal(torch.compile(gm, backend="eager", fullgraph=True)(x), want)
+    assert torch.equal(torch.export.export(gm, (x,)).module()(x), want)
+    assert torch.equal(pickle.loads(pickle.dumps(gm))(x), want)
+    assert torch.equal(fx.symbolic_trace(gm)(x), want)
+
+
+def test_a_model_on_the_meta_device_is_captured() -> None:
+    with torch.device("meta"):
+        model = Block()
+    gm = trace(model, torch.empty(2, 3, 8, 8, device="meta"))
+    assert gm.get_parameter("conv.weight") is model.conv.weight
