@@ -61,9 +61,12 @@ class _Rewriter:
         self.graph.set_codegen(self.traced.graph._codegen)
         pruned = fx.GraphModule(self.root, self.graph, type(self.traced).__name__)
         pruned.train(self.traced.training)
-        modes = {name: module.training for name, module in self.traced.named_modules()}
+        originals = dict(self.traced.named_modules())
         for name, module in pruned.named_modules():
-            module.training = modes.get(name, module.training)
+            if name in originals:  # GraphModule's constructor forgets both
+                module.training = originals[name].training
+                unsaved = originals[name]._non_persistent_buffers_set
+                module._non_persistent_buffers_set = unsaved & set(module._buffers)
         pruned.meta = copy.deepcopy(self.traced.meta)
         self._check(pruned)
         return pruned
