@@ -34,10 +34,10 @@ def _one_of(factors: Sequence[Axis]) -> Axis | None:
 
 
 class Algebra:
-    """Creates axes and relates them. `site` is what the relations are attributed to; `log` records
-    them.
+    """Creates axes and relates them.
 
-    `log` holds ``(site, atom, axis)``: at that site the atom was found to stand for the axis.
+    `site` is what the relations are attributed to; `log` holds ``(site, atom, axis)``: at that site
+    the atom was found to stand for the axis.
     """
 
     def __init__(self) -> None:

@@ -82,7 +82,7 @@ def find(axis: Axis) -> Axis:
 
 
 def factors_of(axis: Axis) -> tuple[Axis, ...]:
-    """The resolved factors of `axis`, none of them a product; frozen factors of size 1 are left out."""
+    """The resolved factors of `axis`, none of them a product or frozen of size 1."""
     axis = find(axis)
     if not isinstance(axis, Product):
         return () if _is_frozen_unit(axis) else (axis,)

@@ -1,5 +1,4 @@
-"""From solved axes to groups: who the members are, which indices belong to which unit, what is
-nested.
+"""From solved axes to groups: members, the units of their indices, contexts and nesting.
 
 A parameter dimension, written out index by index, is a table of *columns*: row ``i`` lists the
 (atom, unit) pairs whose conjunction keeps index ``i``. Groups, index maps, contexts and nesting are
@@ -27,11 +26,10 @@ from fxprune.roles import Roles, roles_of
 
 @dataclass(frozen=True)
 class Columns:
-    """The conjunction behind each index of an axis: `atoms` and `units`, int64 [n, k], -1 where
-    unused.
+    """The conjunction behind each index of an axis.
 
-    `atoms` holds atom keys. Columns of one row are in row-major order: the first is the major
-    factor.
+    `atoms` and `units` are int64 [n, k], -1 where unused. `atoms` holds atom keys. Columns of one
+    row are in row-major order: the first is the major factor.
     """
 
     atoms: Tensor
@@ -223,7 +221,7 @@ class _Grouping:
             if reason is None and not any(name in self.trainable for name, _ in draft.members):
                 reason = "only buffers: there is no parameter to prune"
             flag = next((flags[a] for a in draft.atoms if a in flags), None)
-            outer = [a for a in majors.get(draft.atoms[0], ()) if self.draft_of[a].size > 1]
+            outer = self._outer(draft, majors)
             group = Group(
                 name=draft.name,
                 size=draft.size,
@@ -231,7 +229,7 @@ class _Grouping:
                 members=tuple(self._members(draft, roles)),
                 maskable=reason is None and flag is None,
                 reason=reason,
-                outer=self.draft_of[outer[-1]].name if outer and reason is None else None,
+                outer=outer if reason is None else None,
             )
             (free if reason is None else frozen).append(group)
         units = {
@@ -244,15 +242,26 @@ class _Grouping:
             tuple(free), tuple(frozen), MappingProxyType(units), MappingProxyType(chosen)
         )
 
+    def _outer(self, draft: _Draft, majors: Mapping[Atom, tuple[Atom, ...]]) -> str | None:
+        """The innermost group around this one: a factor before it everywhere, or its context.
+
+        Channels that enter a grouped convolution have a dimension of its weight to themselves:
+        only the context tells what they are nested in.
+        """
+        around = [a for a in majors.get(draft.atoms[0], ()) if self.draft_of[a].size > 1]
+        inner = around[-1] if around else draft.context
+        free = inner is not None and inner.reason is None
+        return self.draft_of[inner].name if inner is not None and free else None
+
     def _members(self, draft: _Draft, roles: Roles) -> Iterable[Member]:
         offsets = _offsets(draft.atoms)
         for name, dim in draft.members:
             role = roles.of(name, dim, draft.atoms[0])
             layout = self.layouts[name]
-            yield make_member(self.tables, name, layout, dim, role, offsets, draft.context)
+            yield from make_members(self.tables, name, layout, dim, role, offsets, draft.context)
 
 
-def make_member(
+def make_members(
     tables: ColumnTables,
     name: str,
     layout: Sequence[Axis],
@@ -260,19 +269,21 @@ def make_member(
     role: Role,
     offsets: Mapping[int, int],
     context: Atom | None,
-) -> Member:
-    """The membership of one dimension of a tensor in the group of the atoms `offsets` numbers.
+) -> list[Member]:
+    """The memberships of one dimension of a tensor in the group of the atoms `offsets` numbers.
 
-    Raises AnalysisError if the context is nowhere in the tensor.
+    There are several where an index depends on several of its units: index ``(i, j)`` of an outer
+    product ``D*D`` stays iff ``i`` and ``j`` do. Raises AnalysisError if the context is nowhere in
+    the tensor.
     """
-    unit = _unit_map(tables.of(layout[dim]), offsets)
+    units = _unit_maps(tables.of(layout[dim]), offsets)
     if context is None:
-        return Member(name, dim, role, unit)
+        return [Member(name, dim, role, unit) for unit in units]
     others = (d for d in range(len(layout)) if d != dim)
     for candidate in (dim, *others):
         if context in leaves(layout[candidate]):
-            index = _unit_map(tables.of(layout[candidate]), {context.key: 0})
-            return Member(name, dim, role, unit, index, candidate)
+            (index,) = _unit_maps(tables.of(layout[candidate]), {context.key: 0})
+            return [Member(name, dim, role, unit, index, candidate) for unit in units]
     raise AnalysisError(
         f"{name!r}: dimension {dim} has units per context, but no context {context!r}."
     )
@@ -286,17 +297,24 @@ def _offsets(atoms: Sequence[Atom]) -> dict[int, int]:
     return offsets
 
 
-def _unit_map(table: Columns, offsets: Mapping[int, int]) -> Tensor:
-    """The unit of each index of an axis in a group of atoms, -1 where it has none."""
-    unit = torch.full((len(table.atoms),), -1, dtype=torch.int64)
+def _unit_maps(table: Columns, offsets: Mapping[int, int]) -> list[Tensor]:
+    """The units of each index of an axis in a group of atoms: the first, the second and so on.
+
+    Each map is -1 where an index has no further unit of the group.
+    """
+    maps = [torch.full((len(table.atoms),), -1, dtype=torch.int64)]
     keys = torch.tensor(sorted(offsets), dtype=torch.int64)
     starts = torch.tensor([offsets[int(k)] for k in keys], dtype=torch.int64)
     for column in range(table.atoms.shape[1]):
         atoms = table.atoms[:, column].contiguous()
         place = torch.searchsorted(keys, atoms).clamp_max(len(keys) - 1)
-        ours = keys[place] == atoms
-        unit = torch.where(ours, starts[place] + table.units[:, column], unit)
-    return unit
+        ours, unit = keys[place] == atoms, starts[place] + table.units[:, column]
+        for level, known in enumerate(maps):
+            maps[level] = torch.where(ours & (known < 0), unit, known)
+            ours = ours & (known >= 0)
+        if bool(ours.any()):
+            maps.append(torch.where(ours, unit, -1))
+    return maps
 
 
 def _majors_in(

@@ -208,7 +208,7 @@ class _FillPass:
         return ANY
 
     def _affine(self, record: Record, atom: Atom, zero: bool) -> float:
-        """``norm(x) * weight + bias``, where norm(x) is zero if x is (`zero`) and not normalised over."""
+        """``norm(x) * weight + bias``, where norm(x) is `zero` unless it is normalised over."""
         zero = zero and atom not in self.free(record.effect.over)
         weight, bias = (self._fill_of(record, name, atom) for name in ("weight", "bias"))
         return 0.0 if (zero or weight == 0.0) and bias in (None, 0.0) else ANY

@@ -20,7 +20,7 @@ def run_on_meta(module: fx.GraphModule) -> Mapping[fx.Node, Any]:
     shadow, _, _ = meta_shadow(module)
     interpreter = fx.Interpreter(shadow, garbage_collect_values=False, graph=module.graph)
     values = example_values(module, None)
-    with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]), MetaFactories():
+    with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]), _on_meta():
         interpreter.run(*values, enable_io_processing=False)
     return interpreter.env
 
@@ -83,6 +83,10 @@ def call_on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
     if kwargs.get("device") is not None or (creates and takes_device):
         kwargs = {**kwargs, "device": torch.device("meta")}
     return func(*args, **kwargs), kwargs
+
+
+def _on_meta() -> TorchDispatchMode:
+    return MetaFactories()  # type: ignore[no-untyped-call]
 
 
 class MetaFactories(TorchDispatchMode):

@@ -125,7 +125,7 @@ class _RuleMode(TorchDispatchMode):
     dynamic: bool = False  # a size that follows the inputs is among the running node's arguments
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._layouts: dict[int, Layout] = {}
         self._alive: list[Any] = []
         self._recipes: dict[int, tuple[Any, Any, Any, int]] = {}

@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     | {"plans", "selection", "slicing"},
     frozenset({"cost", "statistics"}),
     frozenset({"criteria", "allocation"}),
-    frozenset({"rewriter", "equivalence"}),
+    frozenset({"rewriter", "interpretation", "equivalence"}),
     frozenset({"drivers", "checkpoint"}),
     frozenset({"report", "cli", "__init__", "__main__"}),
 )

@@ -79,7 +79,7 @@ def _magnitudes(parameter: Tensor) -> Tensor:
 
 
 def _not_yet_counted(group: Group, earlier: Sequence[Member], member: Member, rank: int) -> Tensor:
-    """Where `member` gives an entry to a unit that no earlier member gave it to: bool, broadcasts."""
+    """Where `member` gives a unit an entry that no earlier member gave it: bool, broadcasts."""
     numbers = torch.arange(group.slots).reshape(group.shape)
     own = member.spread(numbers, group, fill=-1, rank=rank)
     fresh = torch.ones((1,) * rank, dtype=torch.bool)

@@ -1,0 +1,175 @@
+"""Masked interpretation: run a graph's recorded ops at full size, as if units were removed.
+
+After every op the removed positions are set to zero, and an op that takes statistics over a pruned
+axis runs on the kept positions only. Nothing of the rewriter is used: sizes stay as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fxprune.propagate import Propagation, Record, TensorAxes
+from fxprune.rules.base import Kind, Layout
+from fxprune.selection import Selection
+
+NodeValues: TypeAlias = Iterator[tuple[fx.Node, Any]]
+
+
+class Interpretation:
+    """Executes the recorded ops, masking after each and compacting around statistics."""
+
+    def __init__(
+        self, original: fx.GraphModule, selection: Selection, values: tuple[Any, ...]
+    ) -> None:
+        self.original, self.selection, self.inputs = original, selection, values
+        self.propagation: Propagation = selection.analysis.propagation
+        self.tensors: dict[int, Tensor] = {}
+        self._positions: dict[tuple[int, ...], Tensor | None] = {}
+        named = dict([*original.named_parameters(), *original.named_buffers()])
+        for key, name in self.propagation.sources.items():
+            self.tensors[key] = named[name].detach()
+        devices = {tensor.device for tensor in named.values()}
+        self.device = next(iter(devices), torch.device("cpu"))
+
+    def run(self) -> NodeValues:
+        """Each node with its value at full size."""
+        pending: dict[fx.Node, list[Record]] = {}
+        for record in self.propagation.records:
+            pending.setdefault(record.site, []).append(record)
+        inputs = iter(self.inputs)
+        with torch.no_grad():
+            for node in self.original.graph.nodes:
+                stated = self.propagation.nodes[node]
+                if node.op == "placeholder":
+                    self._bind(stated, next(inputs))
+                for record in pending.get(node, ()):
+                    self._execute(record)
+                yield node, tree_map(self._value, stated, is_leaf=_is_tensor)
+
+    def _bind(self, stated: Any, value: Any) -> None:
+        real = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+        meta = [leaf for leaf in tree_leaves(stated) if isinstance(leaf, TensorAxes)]
+        for axes, tensor in zip(meta, real, strict=True):
+            self.tensors[axes.key] = tensor.clone()
+
+    def _value(self, leaf: Any) -> Any:
+        return self.tensors[leaf.key] if isinstance(leaf, TensorAxes) else leaf
+
+    def _real(self, argument: Any) -> Any:
+        if isinstance(argument, Tensor):
+            return self.tensors.get(id(argument), argument)
+        return argument
+
+    def _execute(self, record: Record) -> None:
+        if record.effect.kind is Kind.RECURRENT:
+            outputs = self._run_module(record)
+        else:
+            arguments = {n: tree_map(self._real, v) for n, v in record.call.arguments.items()}
+            statistic = record.effect.kind is Kind.STATISTIC
+            if statistic and any(self.selection.changed(axis) for axis in record.effect.over):
+                outputs = self._compacted(record, arguments)
+            else:
+                outputs = _tensors(_invoke(record, arguments, self.device))
+        for key, output, layout in zip(record.outputs, outputs, record.effect.outputs, strict=True):
+            self.tensors[key] = self._masked(output, layout)
+
+    def _masked(self, output: Tensor, layout: Layout) -> Tensor:
+        """Zero the removed positions, in place so that views stay views of their base.
+
+        An expanded tensor holds each element at many positions: it is copied first.
+        """
+        positions = self.positions(layout)
+        # Kernels leave out statistics that nobody asked for: they are empty.
+        if positions is None or output.numel() == 0:
+            return output
+        if any(s == 0 and n > 1 for s, n in zip(output.stride(), output.shape, strict=True)):
+            output = output.clone()
+        keep = torch.zeros(output.numel(), dtype=torch.bool, device=output.device)
+        keep[positions.reshape(-1)] = True
+        return output.masked_fill_(~keep.reshape(output.shape), 0)
+
+    def positions(self, layout: Layout) -> Tensor | None:
+        """`Selection.positions`, computed once per layout."""
+        key = tuple(map(id, layout))
+        if key not in self._positions:
+            found = self.selection.positions(layout)
+            self._positions[key] = None if found is None else found.to(self.device)
+        return self._positions[key]
+
+    def _run_module(self, record: Record) -> list[Tensor]:
+        args, kwargs = tree_map(
+            lambda n: (
+                tree_map(self._value, self.propagation.nodes[n], is_leaf=_is_tensor)
+                if isinstance(n, fx.Node)
+                else n
+            ),
+            (record.site.args, record.site.kwargs),
+        )
+        module = self.original.get_submodule(str(record.site.target))
+        return _tensors(module(*args, **kwargs))
+
+    def _compacted(self, record: Record, arguments: dict[str, Any]) -> list[Tensor]:
+        """Run a statistic on the kept entries only; its result is spread out again."""
+        layouts = dict(record.inputs)
+        for name, meta in record.call.arguments.items():
+            if isinstance(meta, Tensor):
+                positions = self.positions(layouts[id(meta)])
+                if positions is not None:
+                    arguments[name] = arguments[name].reshape(-1)[positions]
+        resize = _RESIZED.get(record.call.name)
+        if resize is not None:
+            arguments |= resize(record, self.selection)
+        results = _tensors(_invoke(record, arguments, self.device))
+        return [self._spread(t, a) for t, a in zip(results, record.effect.outputs, strict=True)]
+
+    def _spread(self, tensor: Tensor, layout: Layout) -> Tensor:
+        positions = self.positions(layout)
+        if positions is None:
+            return tensor
+        full = tensor.new_zeros([axis.size for axis in layout])
+        full.view(-1)[positions] = tensor
+        return full
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, TensorAxes)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _invoke(record: Record, arguments: Mapping[str, Any], device: torch.device) -> Any:
+    schema = record.call.func._schema
+    keyword_only = {a.name for a in schema.arguments if a.kwarg_only}
+    args = [value for name, value in arguments.items() if name not in keyword_only]
+    kwargs = {name: value for name, value in arguments.items() if name in keyword_only}
+    if kwargs.get("device") is not None:
+        kwargs["device"] = device
+    return record.call.func(*args, **kwargs)
+
+
+def _layer_norm(record: Record, selection: Selection) -> dict[str, Any]:
+    return {"normalized_shape": list(selection.shape(record.effect.over))}
+
+
+def _group_norm(record: Record, selection: Selection) -> dict[str, Any]:
+    channels, inner = record.effect.outputs[0][1], record.effect.over[0]
+    width = selection.width(channels)
+    return {"C": width, "group": width // selection.width(inner)}
+
+
+_RESIZED: Mapping[str, Callable[[Record, Selection], dict[str, Any]]] = MappingProxyType(
+    {
+        "aten::native_layer_norm": _layer_norm,
+        "aten::_fused_rms_norm": _layer_norm,
+        "aten::native_group_norm": _group_norm,
+    }
+)
+"""Statistics that take sizes as arguments: what those become on the kept entries."""
