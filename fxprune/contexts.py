@@ -6,7 +6,8 @@ H while D stands by. Expanding each tensor's axes into monomials (one factor lis
 segments):
 
 (a) in every monomial that contains D, both D and H occur exactly once, and
-(b) no op contracts, reduces, normalises or scans over H while D is a spectator.
+(b) no op contracts, reduces, normalises or scans over H while D is a spectator, and none contracts D
+    for all pairs of indices of H.
 
 Contexts only shrink, so one pass over parameters and ops intersects sets.
 """
@@ -45,11 +46,25 @@ def contexts(propagation: Propagation) -> Mapping[Atom, frozenset[Atom]]:
             for atom in {a for layout in layouts for a in _atoms(layout)} - over:
                 if atom in found:
                     found[atom] -= over
+            for atom in over & found.keys():
+                found[atom] -= _repeated(record.effect.outputs)
     return {atom: companions for atom, companions in found.items() if companions}
 
 
 def _atoms(layout: Iterable[Axis]) -> set[Atom]:
     return {atom for axis in layout for atom in leaves(axis) if atom.size > 1}
+
+
+def _repeated(layouts: Iterable[Layout]) -> set[Atom]:
+    """Atoms in two dimensions of a result: it pairs their indices, each with its own choice."""
+    repeated: set[Atom] = set()
+    for layout in layouts:
+        seen: set[Atom] = set()
+        for axis in layout:
+            atoms = _atoms([axis])
+            repeated |= atoms & seen
+            seen |= atoms
+    return repeated
 
 
 def _companions(layout: Sequence[Axis]) -> dict[Atom, frozenset[Atom]]:
@@ -108,7 +123,8 @@ def _paths(axis: Axis) -> list[tuple[Atom, tuple[Atom, ...]]]:
             beside: list[Atom] = []
             for p in range(len(factors)):
                 if p != position:
-                    beside.extend(always[p])
+                    # A context stands before what depends on it; behind it is as bad as twice.
+                    beside.extend(always[p] * (1 if p < position else 2))
                     partial = anywhere[p] - set(always[p])
                     beside.extend(a for a in partial for _ in range(2))
             entries += [(atom, path + tuple(beside)) for atom, path in _paths(factor)]
