@@ -68,7 +68,7 @@ ELEMENTWISE: dict[str, Rule] = {
         """where masked_fill lerp clamp clamp_min clamp_max native_dropout bernoulli nan_to_num
         rrelu_with_noise fmod remainder gelu silu mish celu elu softplus hardsigmoid hardswish
         hardtanh leaky_relu log_sigmoid_forward threshold softshrink hardshrink addcmul addcdiv
-        fill zero complex polar floor_divide _prelu_kernel""",
+        fill zero complex polar floor_divide rsub _prelu_kernel""",
     ),
     **rows(same_as_input, "clone detach alias _to_copy lift_fresh lift_fresh_copy lift _conj"),
     "copy": copy_into,
@@ -77,7 +77,11 @@ ELEMENTWISE: dict[str, Rule] = {
         factory,
         "zeros ones full empty scalar_tensor new_zeros new_ones new_full new_empty",
     ),
-    **rows(like, "zeros_like ones_like full_like empty_like rand_like randn_like randint_like"),
+    **rows(
+        like,
+        """zeros_like ones_like full_like empty_like rand_like randn_like randint_like
+        uniform normal exponential""",
+    ),
     **rows(
         sequence,
         """arange linspace logspace eye rand randn randint randperm tril_indices triu_indices

@@ -191,7 +191,7 @@ def frozen(what: str) -> Rule:
 INDEXING: dict[str, Rule] = {
     "index_select": index_select,
     **rows(index, "index _unsafe_index"),
-    "index_put": index_put,
+    **rows(index_put, "index_put _unsafe_index_put"),
     "gather": gather,
     **rows(scatter, "scatter scatter_add scatter_reduce"),
     **rows(index_write, "index_add index_copy"),

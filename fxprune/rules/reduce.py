@@ -109,7 +109,7 @@ def cross(call: Call) -> Effect:
     axes = broadcast(call, layouts, call.outputs[0].shape)
     dim = call.dim("dim", len(axes))
     call.freeze((axes[dim],), "components of a vector")
-    return Effect((axes,), Kind.WINDOW)
+    return Effect((axes,), Kind.WINDOW, (axes[dim],))
 
 
 def renorm(call: Call) -> Effect:

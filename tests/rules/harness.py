@@ -309,11 +309,10 @@ class _Placing:
 # -- plans and runs --------------------------------------------------------------------------------
 
 
-def random_row(group: Group, generator: random.Random, alike: bool = False) -> Any:
-    """Kept indices that leave out a unit or more: a row, or one per context (`alike`: the same)."""
+def random_row(group: Group, generator: random.Random) -> Any:
+    """Kept indices that leave out a unit or more: a row, or one per context."""
     count = generator.randint(1, group.size - 1)
     rows = [sorted(generator.sample(range(group.size), count)) for _ in range(group.contexts)]
-    rows = rows[:1] * group.contexts if alike else rows
     return rows[0] if group.contexts == 1 else rows
 
 
@@ -379,10 +378,8 @@ class Case:
         groups = self.analysis.groups
         return {g.name for g in groups if any(a in over for a in atoms_of(self.analysis, g))}
 
-    def plan(
-        self, groups: Sequence[Group], generator: random.Random, alike: bool = False
-    ) -> PruningPlan:
-        rows = {group.name: random_row(group, generator, alike) for group in groups}
+    def plan(self, groups: Sequence[Group], generator: random.Random) -> PruningPlan:
+        rows = {group.name: random_row(group, generator) for group in groups}
         return PruningPlan.build(self.analysis, rows)
 
     def pruned(self, plan: PruningPlan) -> list[Tensor]:

@@ -209,6 +209,13 @@ INDEXING: tuple[Sample, ...] = (
         over_frozen=POSITIONS,
     ),
     sample("index_put", _put, real(4, 5), real(4, 2)),
+    sample(
+        "_unsafe_index_put",
+        lambda x, i, y: aten._unsafe_index_put(x, [None, i], y),
+        real(4, 5),
+        indices(5, 2),
+        real(4, 2),
+    ),
     sample("index_put", _put_stored, real(4, 5), indices(4, 2), real(2, 5)),
     sample("index_put", _put_stored, real(4, 5), indices(4, 2), real(5)),
     sample(
