@@ -261,7 +261,8 @@ def test_it_trains(made: Made) -> None:
     optimizer.step()
     after = snapshot(pruned)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved >= {*dict(pruned.named_parameters()), "norm.running_mean", "norm.running_var"}
+    expected = {*dict(pruned.named_parameters()), "norm.running_mean", "norm.running_var"}
+    assert moved >= expected - {"stem.bias"}  # batch norm takes the mean, and with it the bias
     assert int(after["norm.num_batches_tracked"]) == int(before["norm.num_batches_tracked"]) + 1
     assert not torch.equal(pruned(IMAGES), pruned(IMAGES))
     pruned.eval()
