@@ -16,7 +16,8 @@ named.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fxprune.analysis import Analysis, analysis_of
-from fxprune.errors import VerifyError
+from fxprune.errors import FxpruneError, VerifyError
 from fxprune.grouping import build_groups
 from fxprune.interpretation import Interpretation, NodeValues
 from fxprune.plans import PruningPlan
@@ -88,7 +89,10 @@ def verify(
     values = tuple(_converted(value, dtype) for value in _bind_inputs(traced, inputs))
     maskable = all(plan.group(name).maskable for name in plan.kept_units)
     reference = _Reference(original, analysis, plan, values, maskable)
-    expected, actual = reference.output(), _run(slim, values)
+    with _running("original", values):
+        expected = reference.output()
+    with _running("pruned", values):
+        actual = _run(slim, values)
     error = max_error(actual, expected)
     limit = _tolerance(expected) if tolerance is None else tolerance
     ok = error <= limit
@@ -128,7 +132,8 @@ def max_error(actual: Any, expected: Any) -> float:
     for a, b in zip(*pairs, strict=True):
         if a.numel() == 0 or (a.dtype == b.dtype and torch.equal(a, b)):
             continue
-        a, b = a.to(torch.complex128 if a.is_complex() else torch.float64), b.to(a.device)
+        wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
+        a, b = a.to(wide), b.to(a.device, wide)
         scale = float(b.abs().max())
         error = float((a - b).abs().max()) / (scale if scale > 0 else 1.0)
         worst = max(worst, error if error == error else float("inf"))
@@ -161,6 +166,24 @@ def _converted(value: Any, dtype: torch.dtype | None) -> Any:
         return leaf
 
     return tree_map(convert, value)
+
+
+@contextmanager
+def _running(which: str, values: tuple[Any, ...]) -> Iterator[None]:
+    """Turn what stops a graph from running into an error that shows the inputs."""
+    try:
+        yield
+    except FxpruneError:
+        raise
+    except Exception as error:
+        shown = ", ".join(
+            f"{leaf.dtype} of shape {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
+            for leaf in tree_leaves(values)
+        )
+        raise VerifyError(
+            f"the {which} graph does not run on the given inputs ({shown}): {error}. Pass inputs "
+            "like those it was traced with; with dtype=, floating ones are converted."
+        ) from error
 
 
 def _run(module: fx.GraphModule, values: tuple[Any, ...]) -> Any:
