@@ -12,7 +12,7 @@ from torch import Tensor
 from fxprune.analysis import Analysis
 from fxprune.axes import Axis, Concat, Product, factors_of, find, leaves, segments_of
 from fxprune.errors import RewriteError
-from fxprune.grouping import ColumnTables, make_member
+from fxprune.grouping import ColumnTables, make_members
 from fxprune.groups import Group, Member
 from fxprune.plans import PruningPlan
 from fxprune.slicing import slice_parameter
@@ -125,8 +125,8 @@ class Selection:
                 if name in self._kept:
                     offsets.setdefault(name, {})[atom.key] = offset
             for name, numbers in offsets.items():
-                context = grouped.contexts.get(name)
-                yield (
-                    self.plan.group(name),
-                    make_member(self._tables, "tensor", layout, dim, "producer", numbers, context),
-                )
+                group, context = self.plan.group(name), grouped.contexts.get(name)
+                for member in make_members(
+                    self._tables, "tensor", layout, dim, "producer", numbers, context
+                ):
+                    yield group, member
