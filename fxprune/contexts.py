@@ -6,8 +6,8 @@ H while D stands by. Expanding each tensor's axes into monomials (one factor lis
 segments):
 
 (a) in every monomial that contains D, both D and H occur exactly once, and
-(b) no op contracts, reduces, normalises or scans over H while D is a spectator, and none contracts D
-    for all pairs of indices of H.
+(b) no op contracts, reduces, normalises or scans over H while D is a spectator, and none contracts
+    D for all pairs of indices of H.
 
 Contexts only shrink, so one pass over parameters and ops intersects sets.
 """

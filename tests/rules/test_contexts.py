@@ -1,6 +1,6 @@
 """Choices that differ from context to context obey the same law.
 
-Where every dimension is free, almost every other one may be a context: a harder test than models are.
+Where every dimension is free, almost every other one may be a context: harder than models are.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from fxprune.errors import RewriteError
 from tests.rules.harness import Case, Sample
 from tests.rules.op_table import IDS, TABLE
 
-# Refused by name, never wrong: the rolled dimension has a choice of its own per index of another.
-REFUSED = frozenset({"roll"})
+# Refused, never wrong: the rolled or indexed dimension has a choice of its own per index of another.
+REFUSED = frozenset({"roll", "index", "index_select"})
 
 
 @pytest.mark.parametrize("sample", TABLE, ids=IDS)
@@ -30,5 +30,5 @@ def test_choices_per_context(sample: Sample) -> None:
             try:
                 assert case.disagreement(plan, masked) is None
             except RewriteError as error:
-                assert sample.ops in REFUSED
-                assert "depend on a context" in str(error)
+                if sample.ops not in REFUSED or "depend on a context" not in str(error):
+                    raise
