@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import copy
 import functools
-import itertools
-import math
 import operator
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -26,12 +24,13 @@ from torch.utils._pytree import tree_leaves
 from fxprune import grouping
 from fxprune import propagate as propagate_module
 from fxprune.analysis import _CACHE, Analysis, _Cache, fingerprint
-from fxprune.axes import Atom, Axis, Concat, Product, find, is_frozen, leaves
+from fxprune.axes import Atom, Axis, leaves
 from fxprune.groups import Group
 from fxprune.plans import PruningPlan
 from fxprune.propagate import Propagation, TensorAxes, propagate
 from fxprune.rewriter import rewrite
 from fxprune.rules import RULES
+from tests.rules.survivors import Survivors
 
 TOLERANCE = 1e-12
 
@@ -206,106 +205,6 @@ def atoms_of(analysis: Analysis, group: Group) -> list[Atom]:
     return list(atoms)
 
 
-# -- what stays of a tensor ------------------------------------------------------------------------
-
-
-def written_out(axis: Axis) -> list[dict[Atom, int]]:
-    """For each index of an axis, the units that it needs."""
-    axis = find(axis)
-    if isinstance(axis, Concat):
-        return [row for segment in axis.segments for row in written_out(segment)]
-    if isinstance(axis, Product):
-        tables = [written_out(factor) for factor in axis.factors]
-        rows: list[dict[Atom, int]] = []
-        for combination in itertools.product(*tables):
-            merged: dict[Atom, int] = {}
-            for part in combination:
-                for atom, unit in part.items():
-                    if merged.setdefault(atom, unit) != unit:
-                        raise AssertionError(f"{axis!r} holds a unit twice")
-            rows.append(merged)
-        return rows
-    assert isinstance(axis, Atom)
-    return [{axis: unit} for unit in range(axis.size)]
-
-
-class Survivors:
-    """Which entries of a tensor stay under a plan and where they go, entry by entry."""
-
-    def __init__(self, analysis: Analysis, plan: PruningPlan) -> None:
-        self.grouped = analysis.grouped
-        self.kept = {
-            n: plan.kept_mask(n).reshape(plan.group(n).contexts, -1) for n in plan.kept_units
-        }
-
-    def cut(self, tensor: Tensor, layout: Sequence[Axis]) -> Tensor:
-        """What stays of a tensor with these axes.
-
-        Where the choice along a dimension depends on the index along another one, each index of
-        that other one has its own.
-        """
-        tables = [written_out(axis) for axis in layout]
-        placings = [_Placing(self, table) for table in tables]
-        places: list[tuple[int, ...]] = []
-        chosen: list[tuple[int, ...]] = []
-        for position in itertools.product(*(range(axis.size) for axis in layout)):
-            rows = [table[index] for table, index in zip(tables, position, strict=True)]
-            units = {atom: unit for row in rows for atom, unit in row.items()}
-            place = tuple(p.of(units)[i] for p, i in zip(placings, position, strict=True))
-            if -1 not in place:
-                places.append(place)
-                chosen.append(position)
-        if not places:
-            return torch.empty(0, dtype=tensor.dtype)
-        shape = [max(column) + 1 for column in zip(*places, strict=True)]
-        assert len(set(places)) == len(places) == math.prod(shape), (
-            f"{layout}: no rectangle is left"
-        )
-        result = torch.empty(shape, dtype=tensor.dtype)
-        for place, position in zip(places, chosen, strict=True):
-            result[place] = tensor[position]
-        return result
-
-    def context_of(self, atom: Atom) -> Atom | None:
-        """The atom whose index decides which row of the plan applies."""
-        return self.grouped.contexts.get(self.grouped.units.get(atom.key, ("", 0))[0])
-
-    def stays(self, atom: Atom, unit: int, units: Mapping[Atom, int]) -> bool:
-        """True if the plan keeps a unit, where the other units of the entry are these."""
-        name, offset = self.grouped.units.get(atom.key, ("", 0))
-        if name not in self.kept:
-            return True
-        context = self.grouped.contexts.get(name)
-        row = 0 if context is None else units[context]
-        return bool(self.kept[name][row, offset + unit])
-
-
-class _Placing:
-    """The new index of each index of a dimension (-1: removed), given the other dimensions."""
-
-    def __init__(self, survivors: Survivors, table: list[dict[Atom, int]]) -> None:
-        self.survivors, self.table = survivors, table
-        found = [survivors.context_of(atom) for row in table for atom in row]
-        self.contexts = list(dict.fromkeys(c for c in found if c is not None))
-        self.known: dict[tuple[int, ...], list[int]] = {}
-
-    def of(self, units: Mapping[Atom, int]) -> list[int]:
-        key = tuple(units[context] for context in self.contexts)
-        if key not in self.known:
-            outside = dict(zip(self.contexts, key, strict=True))
-            self.known[key] = self._number(outside)
-        return self.known[key]
-
-    def _number(self, outside: Mapping[Atom, int]) -> list[int]:
-        places: list[int] = []
-        count = 0
-        for row in self.table:
-            kept = all(self.survivors.stays(a, u, {**outside, **row}) for a, u in row.items())
-            places.append(count if kept else -1)
-            count += kept
-        return places
-
-
 # -- plans and runs --------------------------------------------------------------------------------
 
 
@@ -422,78 +321,3 @@ def is_exact(case: Case, group: Group, generator: random.Random, masked: bool = 
 def plain_case(sample: Sample) -> Case:
     """The case of a sample as it is, built once."""
     return Case.build(sample)
-
-
-# -- over-freezing ---------------------------------------------------------------------------------
-
-
-def subsets(items: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """All non-empty subsets, small ones first."""
-    for count in range(1, len(items) + 1):
-        yield from itertools.combinations(items, count)
-
-
-def commutes(
-    run: Callable[..., Any], values: Sequence[Tensor], dims: Sequence[tuple[int, int]], size: int
-) -> bool:
-    """True if selecting indices along `dims` (input, dimension) selects them in the outputs, too.
-
-    A selection that leaves the outputs' shapes alone must not matter to them, or act like zeros. An
-    op that refuses the smaller inputs does not commute.
-    """
-    generator = random.Random(0)
-    full = [t for t in tree_leaves(run(*values)) if isinstance(t, Tensor)]
-    choices = [[i for i in range(size) if i != out] for out in range(size)]
-    choices += [sorted(generator.sample(range(size), max(1, size // 2))) for _ in range(2)]
-    for kept in choices:
-        index = torch.tensor(kept)
-        smaller, zeroed = list(values), list(values)
-        for place, dim in dims:
-            smaller[place] = smaller[place].index_select(dim, index)
-            hole = torch.ones(size, dtype=torch.bool)
-            hole[index] = False
-            zeroed[place] = zeroed[place].index_fill(dim, hole.nonzero()[:, 0], 0)
-        try:
-            got = [t for t in tree_leaves(run(*smaller)) if isinstance(t, Tensor)]
-            masked = [t for t in tree_leaves(run(*zeroed)) if isinstance(t, Tensor)]
-        except (RuntimeError, ValueError, IndexError):
-            return False
-        if not _follows(full, masked, got, index, size):
-            return False
-    return True
-
-
-def _follows(
-    full: list[Tensor], masked: list[Tensor], got: list[Tensor], index: Tensor, size: int
-) -> bool:
-    if len(full) != len(got):
-        return False
-    for old, zeroed, new in zip(full, masked, got, strict=True):
-        if old.dim() != new.dim():
-            return False
-        expected = old
-        for dim, (before, after) in enumerate(zip(old.shape, new.shape, strict=True)):
-            if before != after:
-                if before != size or after != len(index):
-                    return False
-                expected = expected.index_select(dim, index)
-        if not same(expected, new) and not (old.shape == new.shape and same(zeroed, new)):
-            return False
-    return True
-
-
-def over_frozen(sample: Sample) -> list[tuple[int, int]]:
-    """The (input, dimension) pairs that are frozen although slicing them commutes with the op."""
-    case, values = plain_case(sample), values_of(sample)
-    layouts = case.analysis.propagation.layouts
-    frozen: dict[int, list[tuple[int, int]]] = {}
-    for place, name in enumerate(case.traced.meta["inputs"]):
-        for dim, axis in enumerate(layouts.get(name, ())):
-            if axis.size > 1 and is_frozen(axis):
-                frozen.setdefault(axis.size, []).append((place, dim))
-    found: set[tuple[int, int]] = set()
-    for size, dims in frozen.items():
-        for chosen in subsets(dims):
-            if not set(chosen) <= found and commutes(sample.run, values, chosen, size):
-                found |= set(chosen)
-    return sorted(found)

@@ -13,7 +13,7 @@ from fxprune.errors import RewriteError
 from tests.rules.harness import Case, Sample
 from tests.rules.op_table import IDS, TABLE
 
-# Refused, never wrong: the rolled or indexed dimension has a choice of its own per index of another.
+# Refused, never wrong: the dimension has a choice of its own per index of another one.
 REFUSED = frozenset({"roll", "index", "index_select"})
 
 

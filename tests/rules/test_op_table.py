@@ -13,12 +13,12 @@ from fxprune.plans import PruningPlan
 from fxprune.rules import MODULE_RULES, RULES
 from fxprune.rules.base import Effect, Kind
 from fxprune.rules.indexing import frozen
+from tests.rules.freezing import over_frozen
 from tests.rules.harness import (
     Case,
     Sample,
     executed,
     is_exact,
-    over_frozen,
     plain_case,
     same,
 )
