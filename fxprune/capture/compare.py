@@ -29,8 +29,7 @@ def merge_captures(captures: Sequence[Capture], known: Known) -> Capture:
     base = captures[0]
     for other in captures[1:]:
         _same_constants(base, other)
-    if len({len(c.records) for c in captures}) > 1:
-        raise Mismatch(_first_difference(captures))
+    check_structure(captures)
     records = [_merge_record(rs, known) for rs in zip(*(c.records for c in captures), strict=True)]
     output = merge(tuple(c.output for c in captures), known)
     log = _merge_logs(captures, known)
@@ -51,6 +50,13 @@ def _same_constants(base: Capture, other: Capture) -> None:
             raise Mismatch(f"a constant of shape {tuple(tensor.shape)} has other values")
 
 
+def check_structure(captures: Sequence[Capture]) -> None:
+    """Raise Mismatch if the captures are not the same operations in the same order."""
+    kinds = [[(r.op, r.target) for r in c.records] for c in captures]
+    if any(other != kinds[0] for other in kinds[1:]):
+        raise Mismatch(_first_difference(captures))
+
+
 def _first_difference(captures: Sequence[Capture]) -> str:
     for group in zip(*(c.records for c in captures), strict=False):
         if len({(r.op, r.name) for r in group}) > 1:
@@ -61,9 +67,6 @@ def _first_difference(captures: Sequence[Capture]) -> str:
 
 def _merge_record(group: tuple[Record, ...], known: Known) -> Record:
     base = group[0]
-    if any(r.op != base.op or r.target != base.target for r in group):
-        names = " and ".join(sorted({r.name for r in group}))
-        raise Mismatch(f"the model takes different paths ({names} at {base.line})")
     try:
         args = merge(tuple(r.args for r in group), known)
         kwargs = merge(tuple(r.kwargs for r in group), known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ class Replay:
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self.constant: dict[int, bool] = {}
+        self.learning: dict[int, bool] = {}
         self.tainted: set[int] = set()
         self.kept: list[Any] = []
         self.results: dict[int, Any] = {}
@@ -49,30 +51,35 @@ class Replay:
             self.kept.append(storage)
             self.tainted.add(storage._cdata)
 
-    def depends(self, value: Any, indices: set[int]) -> bool:
-        """Whether a value refers to a parameter or to one of the records `indices`."""
-        if isinstance(value, Ref):
-            return value.index in indices
-        if isinstance(value, Attr):
-            return isinstance(self.recorder.real.get(value.name), nn.Parameter)
-        if isinstance(value, (tuple, list)):
-            return any(self.depends(item, indices) for item in value)
-        if isinstance(value, dict):
-            return any(self.depends(item, indices) for item in value.values())
-        return False
+    def learns(self, index: int) -> bool:
+        """Whether a parameter reaches the result of a record, outside of torch.no_grad."""
+        records, learning = self.recorder.records, self.learning
+        pending = [index]
+        while pending:
+            record = records[pending[-1]]
+            refs = list(_referred((record.args, record.kwargs)))
+            known = record.op == "call_module" or any(
+                isinstance(self.recorder.real.get(r.name), nn.Parameter)
+                for r in refs
+                if isinstance(r, Attr)
+            )
+            needed = [r.index for r in refs if isinstance(r, Ref) and r.index not in learning]
+            if needed and not known:
+                pending += needed
+                continue
+            earlier = (learning[r.index] for r in refs if isinstance(r, Ref))
+            learning[pending.pop()] = known or any(earlier)
+        return learning[index]
 
     def _is_constant(self, value: Any) -> bool:
-        if isinstance(value, Ref):
-            return self.constant.get(value.index, False)
-        if isinstance(value, Attr):
-            real = self.recorder.real.get(value.name)
-            return real is not None and not isinstance(real, nn.Parameter)
-        if isinstance(value, (tuple, list)):
-            return all(self._is_constant(item) for item in value)
-        if isinstance(value, dict):
-            return all(self._is_constant(item) for item in value.values())
-        if isinstance(value, slice):
-            return self._is_constant((value.start, value.stop, value.step))
+        for found in _referred(value):
+            if isinstance(found, Ref):
+                if not self.constant.get(found.index, False):
+                    return False
+            else:
+                real = self.recorder.real.get(found.name)
+                if real is None or isinstance(real, nn.Parameter):
+                    return False
         return True
 
     def tensor(self, ref: Ref | Attr) -> Tensor:
@@ -117,6 +124,18 @@ class Replay:
         if isinstance(value, slice):
             return slice(*(self._real(v) for v in (value.start, value.stop, value.step)))
         return plain(value)
+
+
+def _referred(value: Any) -> Iterator[Ref | Attr]:
+    if isinstance(value, (Ref, Attr)):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _referred(item)
+    elif isinstance(value, dict):
+        yield from _referred(tuple(value.values()))
+    elif isinstance(value, slice):
+        yield from _referred((value.start, value.stop, value.step))
 
 
 def read(recorder: Recorder, tensor: Tensor, what: str, line: str) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fxprune.capture.compare import Mismatch, input_size, merge_captures
+from fxprune.capture.compare import Mismatch, check_structure, input_size, merge_captures
 from fxprune.capture.inputs import Inputs, Leaf, Sizes, Symbol, is_channel, symbols
 from fxprune.capture.records import Capture, Expr
 from fxprune.errors import TraceError
@@ -56,6 +56,9 @@ class _Search:
             sizes = {place: trials[s][trial] for s in chosen for place in s.places}
             try:
                 captures.append(self.run(sizes))
+                check_structure(captures)
+            except Mismatch as error:
+                return str(error)
             except Exception as error:
                 first = str(error).strip().split("\n")[0][:160]
                 return f"the model fails at another size: {type(error).__name__}: {first}"

@@ -52,7 +52,6 @@ class Recorder(TorchFunctionMode):
         self.plain: dict[str, type] = {}
         self.stack: list[str] = [""]
         self.replay = Replay(self)
-        self.learns: set[int] = set()
         self.busy = False
         self.autocast = _autocast(device)
 
@@ -139,7 +138,7 @@ class Recorder(TorchFunctionMode):
     def add(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """Append a record; its index."""
         line = user_line()
-        if _autocast(self.device) and not self.autocast:
+        if not self.autocast and _autocast(self.device):
             raise TraceError(
                 f"{line}: the model turns on autocast inside its forward, which a graph cannot "
                 "hold. Take that context out of the model and run the traced graph inside it."
@@ -202,17 +201,14 @@ class Recorder(TorchFunctionMode):
 
     def cut(self, result: Any, index: int) -> Any:
         """Under torch.no_grad, a result that parameters reach is detached, as it would be."""
-        record = self.records[index]
-        learns = record.op == "call_module" or self.replay.depends(
-            (record.args, record.kwargs), self.learns
-        )
-        if learns and torch.is_grad_enabled():
-            self.learns.add(index)
-        if not learns or torch.is_grad_enabled() or not isinstance(result, Tensor):
+        if torch.is_grad_enabled() or not isinstance(result, Tensor):
+            return result
+        if not self.replay.learns(index):
             return result
         ref = self.refs[id(result)]
         detached = self.add("call_method", "detach", (ref,), {})
         self.replay.note(detached, (ref,), {}, None)
+        self.replay.learning[detached] = False
         return self.track(result, detached, {id(result)})
 
     def execute(self, func: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
