@@ -20,6 +20,9 @@ from fxprune.selection import Selection
 
 NodeValues: TypeAlias = Iterator[tuple[fx.Node, Any]]
 
+_STATISTICS = frozenset({Kind.STATISTIC, Kind.BATCH_NORM})
+"""Kinds of ops whose results depend on how many elements they run over."""
+
 
 class Interpretation:
     """Executes the recorded ops, masking after each and compacting around statistics."""
@@ -71,8 +74,9 @@ class Interpretation:
             outputs = self._run_module(record)
         else:
             arguments = {n: tree_map(self._real, v) for n, v in record.call.arguments.items()}
-            statistic = record.effect.kind is Kind.STATISTIC
-            if statistic and any(self.selection.changed(axis) for axis in record.effect.over):
+            if record.effect.kind in _STATISTICS and any(
+                self.selection.changed(axis) for axis in record.effect.over
+            ):
                 outputs = self._compacted(record, arguments)
             else:
                 outputs = _tensors(_invoke(record, arguments, self.device))
