@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 from tabulate import tabulate
 from torch import Tensor, fx
 
-from fxprune.axes import Atom, leaves
 from fxprune.errors import AnalysisError
+from fxprune.explanations import Explainer
 from fxprune.grouping import Grouped, build_groups
 from fxprune.groups import Group
 from fxprune.propagate import Propagation, propagate
+
+_REASONS = 8
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,11 +53,25 @@ class Analysis:
 
     def __str__(self) -> str:
         rows = [
-            [g.name, " x ".join(map(str, g.shape)), len(g.members), g.maskable, g.outer or ""]
+            (
+                g.name,
+                " x ".join(map(str, g.shape)),
+                len(g.members),
+                "yes" if g.maskable else "no",
+                g.outer or "",
+            )
             for g in self.groups
         ]
-        table = tabulate(rows, ["group", "units", "members", "maskable", "inside"], "simple")
-        return f"{table}\n{len(self.groups)} prunable groups, {len(self.frozen)} frozen"
+        columns = ("group", "units", "members", "maskable", "inside")
+        align = ("left", "right", "right", "left", "left")
+        table = tabulate(rows, columns, "simple", colalign=align) if rows else "Nothing to prune."
+        reasons = Counter(group.reason for group in self.frozen).most_common()
+        shown = [f"  {count} x {reason}" for reason, count in reasons[:_REASONS]]
+        if len(reasons) > _REASONS:
+            shown.append(f"  and {len(reasons) - _REASONS} other reasons")
+        colon = ":" if shown else "."
+        total = f"{len(self.groups)} prunable groups, {len(self.frozen)} frozen{colon}"
+        return "\n".join([table, total, *shown])
 
     def __repr__(self) -> str:
         return f"Analysis({len(self.groups)} prunable groups, {len(self.frozen)} frozen)"
@@ -66,45 +83,7 @@ class Analysis:
         `path` is a module ("layer1.0.conv2") or a parameter ("layer1.0.conv2.weight"). Raises
         AnalysisError if the graph has no parameter there.
         """
-        found = [
-            group
-            for group in (*self.groups, *self.frozen)
-            if any(_inside(member.parameter, path) for member in group.members)
-        ]
-        if not found:
-            raise AnalysisError(
-                f"no parameter of the graph lies at {path!r}. The graph's modules are "
-                f"{sorted({name.rpartition('.')[0] for name in self.parameters})[:20]}."
-            )
-        return "\n\n".join(self._explain_group(group, path) for group in found)
-
-    def _explain_group(self, group: Group, path: str) -> str:
-        own = [m for m in group.members if _inside(m.parameter, path)]
-        here = ", ".join(f"{m.parameter} dimension {m.dim}" for m in own)
-        lines = [f"{here}: {group!r}"]
-        if group.reason is not None:
-            lines.append(f"  frozen: {group.reason}")
-        others = [m for m in group.members if not _inside(m.parameter, path)]
-        lines += [f"  with {m.parameter} dimension {m.dim} ({m.role})" for m in others]
-        sites = self._sites(group)
-        if sites:
-            lines.append("  coupled by " + ", ".join(sites))
-        return "\n".join(lines)
-
-    def _sites(self, group: Group) -> list[str]:
-        """The nodes whose ops unified the group's atoms, in graph order."""
-        layouts = self.propagation.layouts
-        atoms: set[Atom] = set()
-        for member in group.members:
-            for atom in leaves(layouts[member.parameter][member.dim]):
-                if atom.reason == group.reason or group.reason is None:
-                    atoms.add(atom)
-        sites = {
-            str(site): None
-            for site, bound, _ in self.propagation.algebra.log
-            if any(leaf in atoms for leaf in leaves(bound))
-        }
-        return list(sites)
+        return Explainer(self.traced, self.propagation, self.grouped).explain(path)
 
 
 def analyze(traced: fx.GraphModule, strict: bool = False) -> Analysis:
@@ -161,7 +140,3 @@ def fingerprint(traced: fx.GraphModule) -> str:
 
 def _target(target: Any) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", str(type(target)))
-
-
-def _inside(parameter: str, path: str) -> bool:
-    return parameter == path or parameter.startswith(path + ".")

@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"capture", "modules", "meta"}),
     frozenset({"rules"}),
     frozenset({"propagate", "maskable", "contexts", "roles", "groups", "grouping", "analysis"})
-    | {"plans", "selection", "slicing"},
+    | {"explanations", "plans", "selection", "slicing"},
     frozenset({"cost", "statistics"}),
     frozenset({"criteria", "allocation"}),
     frozenset({"rewriter", "interpretation", "equivalence"}),
