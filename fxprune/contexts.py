@@ -17,8 +17,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from fxprune.axes import Atom, Axis, Concat, Product, factors_of, find, leaves, segments_of
-from fxprune.propagate import Propagation
+from fxprune.propagate import Propagation, Record
 from fxprune.rules.base import Layout
+
+_RENUMBERED = frozenset({"aten::roll", "aten::index", "aten::index_select"})
+"""Ops with an index of their own, which can be renumbered only if it does not depend on a context
+in another dimension."""
 
 
 def contexts(propagation: Propagation) -> Mapping[Atom, frozenset[Atom]]:
@@ -48,11 +52,21 @@ def contexts(propagation: Propagation) -> Mapping[Atom, frozenset[Atom]]:
                     found[atom] -= over
             for atom in over & found.keys():
                 found[atom] -= _repeated(record.effect.outputs)
+        if record.call.name in _RENUMBERED:
+            for axis in _moved(record):
+                for atom in _atoms([axis]) & found.keys():
+                    found[atom] &= _atoms([axis])
     return {atom: companions for atom, companions in found.items() if companions}
 
 
 def _atoms(layout: Iterable[Axis]) -> set[Atom]:
     return {atom for axis in layout for atom in leaves(axis) if atom.size > 1}
+
+
+def _moved(record: Record) -> list[Axis]:
+    """The input's axes that do not pass to the output unchanged."""
+    passed = {id(find(axis)) for layout in record.effect.outputs for axis in layout}
+    return [axis for axis in record.inputs[0][1] if id(find(axis)) not in passed]
 
 
 def _repeated(layouts: Iterable[Layout]) -> set[Atom]:

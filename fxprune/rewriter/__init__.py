@@ -116,7 +116,15 @@ class _Rewriter:
     def _check(self, pruned: fx.GraphModule) -> None:
         """Every node's executed shape must be the shape that its axes have after the plan."""
         originals = {new: old for old, new in self.nodes.items()}
-        for new, value in run_on_meta(pruned).items():
+        try:
+            values = run_on_meta(pruned)
+        except Exception as error:
+            first = str(error).strip().split("\n")[0]
+            raise RewriteError(
+                f"the graph does not run at its new sizes: {first}. Leave the groups around the op "
+                "that fails out of the plan (groups=), and report the op."
+            ) from error
+        for new, value in values.items():
             old = originals.get(new)
             if old is None:
                 continue

@@ -9,12 +9,8 @@ import random
 
 import pytest
 
-from fxprune.errors import RewriteError
 from tests.rules.harness import Case, Sample
 from tests.rules.op_table import IDS, TABLE
-
-# Refused, never wrong: the dimension has a choice of its own per index of another one.
-REFUSED = frozenset({"roll", "index", "index_select"})
 
 
 @pytest.mark.parametrize("sample", TABLE, ids=IDS)
@@ -27,8 +23,4 @@ def test_choices_per_context(sample: Sample) -> None:
     for groups in [*([g] for g in exact if g.contexts > 1), exact]:
         if any(group.contexts > 1 for group in groups):
             plan = case.plan(groups, generator)
-            try:
-                assert case.disagreement(plan, masked) is None
-            except RewriteError as error:
-                if sample.ops not in REFUSED or "depend on a context" not in str(error):
-                    raise
+            assert case.disagreement(plan, masked) is None
