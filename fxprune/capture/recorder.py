@@ -233,7 +233,7 @@ class Recorder(TorchFunctionMode):
             lowering = LOWERINGS.get(type(module))
             if lowering is not None:
                 return self.hooked(original, module, lowering, args, kw)
-            if leaves.leaf_base(module) is not None:
+            if path != "" and leaves.leaf_base(module) is not None:  # the root cannot be a leaf
                 return self.hooked(original, module, self.leaf, args, kw)
             before = len(self.records)
             result = original(module, *args, **kw)
