@@ -13,9 +13,10 @@ from fxprune.rules.recurrent import MODULE_RULES
 from fxprune.rules.reduce import REDUCTIONS
 from fxprune.rules.view import VIEWS
 
-RULES: Mapping[str, Rule] = table(
-    ELEMENTWISE, VIEWS, INDEXING, CONTRACTIONS, REDUCTIONS, NORMS
-)
-"""ATen op name, without namespace, overload and the underscore of in-place variants → rule."""
+RULES: Mapping[str, Rule] = table(ELEMENTWISE, VIEWS, INDEXING, CONTRACTIONS, REDUCTIONS, NORMS)
+"""ATen op name, without namespace, overload and the underscore of in-place variants → rule.
+
+Ops of other libraries stand by their full names.
+"""
 
 __all__ = ["MODULE_RULES", "RULES"]

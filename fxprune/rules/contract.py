@@ -74,6 +74,14 @@ def addr(call: Call) -> Effect:
     return _contract(broadcast(call, [outer, call.axes("self")], call.outputs[0].shape), ())
 
 
+def grouped_mm(call: Call) -> Effect:
+    """``grouped_mm(input, weight, offs)``: each run of rows is multiplied by its own matrix."""
+    algebra = call.algebra
+    (tokens, features), (expert, source, target) = call.axes("input"), call.axes("weight")
+    call.freeze((tokens, expert, *call.axes("offs")), "rows are sorted by data")
+    return _contract((tokens, target), (algebra.unify(features, source),))
+
+
 def convolution(call: Call) -> Effect:
     """``convolution``: contracts channels within each group; kernel taps and positions are fixed.
 
@@ -130,4 +138,5 @@ CONTRACTIONS: dict[str, Rule] = {
     "addr": addr,
     "convolution": convolution,
     "_trilinear": trilinear,
+    "transformers::grouped_mm_fallback": grouped_mm,
 }

@@ -177,7 +177,7 @@ def executed(propagation: Propagation) -> set[str]:
     """The names of the rules that were applied."""
     found: set[str] = set()
     for record in propagation.records:
-        name = record.call.name.split("::")[1]
+        name = record.call.name.removeprefix("aten::").removeprefix("prims::")
         found.add(name if name in RULES or not name.endswith("_") else name[:-1])
     return found
 

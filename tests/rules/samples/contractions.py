@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+import transformers.integrations.moe  # noqa: F401  (registers its op)
 
 from tests.rules.harness import Sample
 from tests.rules.samples.inputs import boolean, data, real, sample
 
 aten = torch.ops.aten
+grouped_mm = torch.ops.transformers.grouped_mm_fallback
 
 CONTRACTIONS: tuple[Sample, ...] = (
     sample("mm", torch.mm, real(4, 3), real(3, 5)),
@@ -16,6 +18,12 @@ CONTRACTIONS: tuple[Sample, ...] = (
     sample("mm", lambda x, w, v: torch.relu(x @ w) @ v, data(2, 4), real(4, 6), real(6, 3)),
     sample("bmm", torch.bmm, real(2, 4, 3), real(2, 3, 5)),
     sample("bmm", torch.matmul, real(2, 6, 4, 3), real(6, 3, 5)),
+    sample(
+        "transformers::grouped_mm_fallback",
+        lambda x, w: grouped_mm(x, w, torch.tensor([1, 4, 4])),
+        real(4, 5),
+        real(3, 5, 6),
+    ),
     sample("mv", torch.mv, real(4, 3), real(3)),
     sample("dot", torch.dot, real(4), real(4)),
     sample("vdot", aten.vdot, real(4), real(4)),
