@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -139,3 +140,31 @@ def test_an_image_transformer() -> None:
     config = transformers.ViTConfig(image_size=32, patch_size=8, **SMALL)
     example = {"pixel_values": image(2, 3, 32, 32)}
     check(transformers.ViTModel(config), example, {"pixel_values": image(5, 3, 32, 32)})
+
+
+def buffers(model: nn.Module) -> dict[str, Tensor]:
+    return {name: b.clone() for name, b in model.named_buffers() if b.is_floating_point()}
+
+
+@pytest.mark.parametrize("name", ["swin_t", "efficientnet_b0"])
+def test_train_mode_draws_and_counts_as_the_model_does(name: str) -> None:
+    model = alive(getattr(torchvision.models, name)(weights=None))
+    gm = trace(model, image(2, 3, 64, 64))
+    twin, x = copy.deepcopy(model).train(), image(3, 3, 64, 64)
+    torch.manual_seed(5)
+    want = twin(x)
+    torch.manual_seed(5)
+    assert torch.equal(gm.train()(x), want)
+    assert not torch.equal(gm.eval()(x), want)
+    mine, theirs = buffers(gm), buffers(twin)
+    assert all(torch.equal(mine[n], theirs[n]) for n in mine if n in theirs)
+
+
+def test_train_mode_of_a_language_model() -> None:
+    model = alive(bert())
+    gm = trace(model, words(2, 12))
+    given = words(3, 9)
+    torch.manual_seed(5)
+    want = model.train()(**given)
+    torch.manual_seed(5)
+    assert torch.equal(gm.train()(**given)[0], want[0])
