@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune import PruningPlan, rewrite, verify
+from fxprune import PruningPlan, RewriteError, rewrite, rewriter, verify
 from fxprune.rewriter.rows import ROWS, find_row
 from tests.masking import TOLERANCE, alive, as_written, masked_error, random_plan, traced
-from tests.rewriter.row_cases import CASES, Case, Middle
+from tests.rewriter.row_cases import CASES, Case, Function, Middle
 
 EACH = [(name, case) for name, cases in CASES.items() for case in cases]
 IDS = [f"{name}-{i}" for name, cases in CASES.items() for i in range(len(cases))]
@@ -116,3 +117,26 @@ def test_the_default_scale_of_attention_is_written_out() -> None:
     )
     (node,) = nodes_of(rewrite(graph, random_plan(analysis)), "scaled_dot_product_attention")
     assert node.kwargs["scale"] == given
+
+
+@pytest.mark.parametrize(
+    ("run", "text"),
+    [
+        (lambda m, x: x.view(x.shape[0], 4, 3, 4).sum(2), "does not run at its new sizes"),
+        (lambda m, x: x[..., 2:8], r"node 'getitem\w*' .* its axes say|does not run"),
+    ],
+)
+def test_a_missing_row_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, run: Function, text: str
+) -> None:
+    """Sizes that nothing renews never pass silently."""
+    width = 4 if "new sizes" in text else 6
+    graph, analysis = traced(alive(Middle(Case(run, width))), torch.randn(2, 4, 5).double())
+    plan = random_plan(analysis)
+    before = copy.deepcopy(graph.state_dict())
+    rewrite(graph, plan)
+    monkeypatch.setattr(rewriter, "find_row", lambda node: None)
+    with pytest.raises(RewriteError, match=text) as caught:
+        rewrite(graph, plan)
+    assert "report the op" in str(caught.value)
+    assert all(torch.equal(before[name], t) for name, t in graph.state_dict().items())
