@@ -86,7 +86,7 @@ def convolution(call: Call) -> Effect:
     """``convolution``: contracts channels within each group; kernel taps and positions are fixed.
 
     Weights are ``[G*O, I, taps]``, transposed ones ``[G*I, O, taps]``, for inputs
-    ``[N, G*I, positions]``.
+    ``[N, G*I, positions]``. Positions that a kernel of size 1 reads one by one pass through.
     """
     algebra = call.algebra
     x, weight, groups = call.axes("input"), call.axes("weight"), call["groups"]
@@ -94,7 +94,7 @@ def convolution(call: Call) -> Effect:
     batched = len(x) == len(weight)
     channels = x[-1 - spatial]
     call.freeze(weight[2:], "kernel taps")
-    call.freeze(x[len(x) - spatial :], "positions under a convolution")
+    space = _positions(call, x[len(x) - spatial :], weight[2:])
     outer, inner = weight[0], weight[1]
     transposed = call["transposed"]
     if groups == 1:
@@ -109,9 +109,23 @@ def convolution(call: Call) -> Effect:
         target = algebra.product([group, target]) if transposed else outer
     if call.axes("bias"):
         target = algebra.unify(target, call.axes("bias")[0])
-    space = call.fresh(call.outputs[0], "positions")[-spatial:]
     out = (x[0], target, *space) if batched else (target, *space)
     return _contract(out, (contracted, *weight[2:]))
+
+
+def _positions(call: Call, positions: Layout, taps: Layout) -> Layout:
+    """The positions of a convolution's output; it freezes those of its input that it mixes."""
+    fresh = call.fresh(call.outputs[0], "positions")[-len(positions) :]
+    result = []
+    for d, (position, tap, new) in enumerate(zip(positions, taps, fresh, strict=True)):
+        stride, *pads = (
+            call[name][d % len(call[name])] for name in ("stride", "padding", "output_padding")
+        )
+        alone = tap.size == 1 and stride == 1 and not any(pads)
+        if not alone:
+            call.freeze((position,), "positions under a convolution")
+        result.append(position if alone else new)
+    return tuple(result)
 
 
 def trilinear(call: Call) -> Effect:

@@ -89,6 +89,21 @@ CONTRACTIONS: tuple[Sample, ...] = (
 )
 
 CONVOLUTIONS: tuple[Sample, ...] = (
+    sample(
+        "convolution",
+        lambda x, w, b, v: F.conv1d(x, w, b) @ v,
+        real(2, 3, 4),
+        real(5, 3, 1),
+        real(5),
+        real(4, 6),
+    ),
+    sample(
+        "convolution",
+        lambda x, w, v: F.conv_transpose2d(x, w) @ v,
+        real(2, 3, 4, 4),
+        real(3, 5, 2, 1),
+        real(4, 6),
+    ),
     sample("convolution", F.conv1d, real(2, 3, 7), real(5, 3, 2), real(5)),
     sample("convolution", F.conv2d, real(2, 3, 5, 4), real(6, 3, 3, 2), real(6)),
     sample("convolution", F.conv2d, real(3, 5, 4), real(6, 3, 3, 2)),
