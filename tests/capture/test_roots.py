@@ -18,7 +18,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]
     "layer norm": (lambda: nn.LayerNorm(3), lambda: (torch.randn(2, 3),)),
     "embedding": (lambda: nn.Embedding(5, 3), lambda: (torch.randint(0, 5, (2, 4)),)),
     "lstm": (lambda: nn.LSTM(3, 4), lambda: (torch.randn(5, 2, 3),)),
-    "attention": (lambda: nn.MultiheadAttention(8, 2), (torch.randn(5, 2, 8),) * 3),
+    "attention": (lambda: nn.MultiheadAttention(8, 2), lambda: (torch.randn(5, 2, 8),) * 3),
     "encoder layer": (
         lambda: nn.TransformerEncoderLayer(8, 2, 16),
         lambda: (torch.randn(5, 2, 8),),

@@ -37,7 +37,7 @@ class Net(nn.Module):
         return self.head(self.drop(torch.cat([y * self.gain, y.sin() * self.hidden], 1)))
 
 
-IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - (0.5).double()
+IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double() - 0.5
 Made = tuple[nn.Module, fx.GraphModule, Analysis, PruningPlan, fx.GraphModule]
 
 
