@@ -14,6 +14,9 @@ from fxprune.errors import TraceError
 Run = Callable[[Sizes], Capture]
 
 
+_FINER_UNITS = (2, 4, 8, 16)
+
+
 @dataclass(frozen=True)
 class Place:
     """One dimension of one input."""
@@ -107,6 +110,16 @@ class _Search:
             return last, alone
         return self._together(alone)
 
+    def finer(self, capture: Capture, chosen: list[Symbol]) -> tuple[Capture, list[Symbol]]:
+        """Where sizes may only differ by multiples of a unit: the smallest unit that is proven."""
+        if self.careful:
+            for unit in _FINER_UNITS:
+                finer = [symbol.with_unit(unit) for symbol in chosen]
+                result = self.attempt(finer, careful=True) if finer != chosen else None
+                if isinstance(result, Capture):
+                    return result, finer
+        return capture, chosen
+
     def _merge_equal(self, candidates: Sequence[Symbol], alone: list[Symbol]) -> None:
         """Let dimensions of equal size that cannot vary alone vary together."""
         by_size: dict[int, list[Symbol]] = {}
@@ -191,7 +204,7 @@ def search(inputs: Inputs, base: Capture, run: Run, dynamic: Mapping[str, Any] |
             searcher.reasons[symbol] = "a size of 1 may stand for broadcasting"
         else:
             candidates.append(symbol)
-    capture, chosen = searcher.best(candidates)
+    capture, chosen = searcher.finer(*searcher.best(candidates))
     varying = {place for symbol in chosen for place in symbol.places}
     for symbol in candidates:
         if any(wanted.get(p) and p not in varying for p in symbol.places):

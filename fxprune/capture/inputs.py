@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -166,6 +166,11 @@ class Symbol:
     wide: tuple[int, int]
     careful: tuple[int, int]
     unit: int
+
+    def with_unit(self, unit: int) -> Symbol:
+        """The same dimensions with careful trial sizes that differ by multiples of another unit."""
+        first, second = (self.size + (s - self.size) // self.unit * unit for s in self.careful)
+        return replace(self, careful=(first, second), unit=unit) if self.unit > 1 else self
 
     def describe(self) -> str:
         """For messages: the dimension(s) by name."""

@@ -205,3 +205,26 @@ def test_channels_of_images_are_not_tried_but_may_be_demanded() -> None:
     assert info(gm).dynamic == {"x": (0, 2, 3)}
     gm = trace(Fn(torch.relu), torch.randn(2, 3, 8, 8), dynamic={"x": {0, 1, 2, 3}})
     assert info(gm).dynamic == {"x": (0, 1, 2, 3)}
+
+
+class Skip(nn.Module):
+    """Two levels of a U-Net: the halves only match where the size divides by 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 3, 3, padding=1)
+        self.up = nn.ConvTranspose2d(3, 3, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.down(F.max_pool2d(x, 2))
+        half = half + self.up(F.max_pool2d(half, 2))
+        return x + self.up(half)
+
+
+def test_the_unit_of_image_sizes_is_as_small_as_can_be_proven() -> None:
+    model = Skip()
+    gm = trace(model, torch.randn(1, 3, 64, 64))
+    assert info(gm).steps == {"x": {2: 4, 3: 4}}
+    assert agrees(gm, model, 2, 3, 68, 20)
+    with pytest.raises(TraceError, match="multiples of 4"):
+        gm(torch.randn(1, 3, 66, 64))
