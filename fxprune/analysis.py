@@ -77,8 +77,7 @@ class Analysis:
         return f"Analysis({len(self.groups)} prunable groups, {len(self.frozen)} frozen)"
 
     def explain(self, path: str) -> str:
-        """Why the dimensions of a module or parameter are coupled, node by node, or why they are
-        frozen.
+        """Why a module's or parameter's dimensions are coupled, node by node, or frozen.
 
         `path` is a module ("layer1.0.conv2") or a parameter ("layer1.0.conv2.weight"). Raises
         AnalysisError if the graph has no parameter there.
@@ -92,6 +91,7 @@ def analyze(traced: fx.GraphModule, strict: bool = False) -> Analysis:
     With `strict`, an op without a rule is an error; otherwise it freezes what it touches. Raises
     AnalysisError also where the graph does not run on the recorded examples.
     """
+    _require_graph(traced)
     propagation = propagate(traced)
     if strict and propagation.barriers:
         node, op = propagation.barriers[0]
@@ -102,6 +102,14 @@ def analyze(traced: fx.GraphModule, strict: bool = False) -> Analysis:
     analysis = Analysis(traced, fingerprint(traced), propagation, build_groups(propagation))
     traced.meta[_CACHE] = _Cache(analysis)
     return analysis
+
+
+def _require_graph(value: object) -> None:
+    if not isinstance(value, fx.GraphModule):
+        raise AnalysisError(
+            f"analyze takes the GraphModule that fxprune.trace returns, not a "
+            f"{type(value).__name__}. Call fxprune.trace(model, example_inputs) first."
+        )
 
 
 _CACHE = "fxprune_analysis"

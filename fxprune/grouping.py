@@ -36,6 +36,10 @@ class Columns:
     units: Tensor
 
 
+_ALWAYS = Columns(torch.empty(1, 0, dtype=torch.int64), torch.empty(1, 0, dtype=torch.int64))
+"""One index that no unit conditions."""
+
+
 class ColumnTables:
     """Column tables of axes, computed once per axis."""
 
@@ -53,9 +57,8 @@ class ColumnTables:
         if isinstance(axis, Concat):
             return _stack_rows([self.of(segment) for segment in segments_of(axis)])
         if isinstance(axis, Product):
-            factors = factors_of(axis)
-            table = self.of(factors[0])
-            for factor in factors[1:]:
+            table = _ALWAYS  # a product of nothing: of frozen single units only
+            for factor in factors_of(axis):
                 table = _outer(table, self.of(factor))
             return table
         (atom,) = leaves(axis)

@@ -298,3 +298,8 @@ def test_every_error_is_one_family() -> None:
     names = [name for name in fxprune.__all__ if name.endswith("Error")]
     assert len(names) == 7
     assert all(issubclass(getattr(fxprune, name), FxpruneError) for name in names)
+
+
+def test_analyze_takes_traced_graphs_only() -> None:
+    with pytest.raises(AnalysisError, match=r"not a Linear\. Call fxprune\.trace\(model"):
+        fxprune.analyze(torch.nn.Linear(3, 3))  # type: ignore[arg-type]
