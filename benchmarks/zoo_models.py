@@ -46,6 +46,16 @@ def _images(*shape: int) -> Inputs:
     return make
 
 
+SINGLE_PRECISION = frozenset({"efficientvit_b0", "raft_small"})
+"""Models that calculate in float32 inside, whatever the type of their input."""
+
+
+def _widen_casts(name: str) -> None:
+    """Calculate in float64 throughout: else rounding is all that a comparison would see."""
+    if name in SINGLE_PRECISION:  # each model has a process of its own
+        torch.Tensor.float = torch.Tensor.double  # type: ignore[assignment, method-assign]
+
+
 # -- torchvision -----------------------------------------------------------------------------------
 
 CLASSIFICATION = """
@@ -87,7 +97,11 @@ def _torchvision() -> list[Entry]:
 def _torchvision_entry(
     name: str, constructor: Callable[..., nn.Module], inputs: Inputs, options: Mapping[str, Any]
 ) -> Entry:
-    return Entry(f"torchvision/{name}", lambda: constructor(weights=None, **options), inputs)
+    def build() -> nn.Module:
+        _widen_casts(name)
+        return constructor(weights=None, **options)
+
+    return Entry(f"torchvision/{name}", build, inputs)
 
 
 def _frames(model: nn.Module, batch: int) -> dict[str, Any]:
@@ -206,9 +220,6 @@ TIMM_OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 """The shallowest form of families whose smallest member is large."""
 
-SINGLE_PRECISION = frozenset({"efficientvit_b0"})
-"""Models that calculate in float32 inside, whatever the type of their input."""
-
 
 def _timm() -> list[Entry]:
     return [_timm_entry(name, size) for name, size in TIMM.items()]
@@ -218,8 +229,7 @@ def _timm_entry(name: str, size: int) -> Entry:
     options = TIMM_OPTIONS.get(name, {})
 
     def build() -> nn.Module:
-        if name in SINGLE_PRECISION:  # else rounding is all that a comparison would see
-            torch.Tensor.float = torch.Tensor.double  # type: ignore[assignment, method-assign]
+        _widen_casts(name)
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
         return model
 
