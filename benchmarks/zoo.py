@@ -30,7 +30,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import fxprune
-from benchmarks.zoo_models import Entry, entries
+from benchmarks.zoo_entry import Entry
+from benchmarks.zoo_models import entries
 from tests.zoo import checks
 
 LIMIT = 240  # seconds that a model may take
