@@ -3,6 +3,7 @@
 from fxprune.allocation import NothingPrunedWarning, plan, score
 from fxprune.analysis import Analysis, analyze
 from fxprune.capture import trace
+from fxprune.coverage import Coverage
 from fxprune.criteria import Criterion
 from fxprune.drivers import PruneReport, PruneResult, prune
 from fxprune.equivalence import EquivalenceReport, verify
@@ -23,6 +24,7 @@ __all__ = [
     "Analysis",
     "AnalysisError",
     "CheckpointError",
+    "Coverage",
     "Criterion",
     "EquivalenceReport",
     "FxpruneError",

@@ -11,6 +11,7 @@ from typing import Any
 from tabulate import tabulate
 from torch import Tensor, fx
 
+from fxprune.coverage import Coverage, coverage_of
 from fxprune.errors import AnalysisError
 from fxprune.explanations import Explainer
 from fxprune.grouping import Grouped, build_groups
@@ -83,6 +84,11 @@ class Analysis:
         AnalysisError if the graph has no parameter there.
         """
         return Explainer(self.traced, self.propagation, self.grouped).explain(path)
+
+    def coverage(self) -> Coverage:
+        """The share of the parameters that the groups reach, and why not the rest."""
+        parameters = {name: p.detach() for name, p in self.traced.named_parameters()}
+        return coverage_of(parameters, self.groups, self.frozen)
 
 
 def analyze(traced: fx.GraphModule, strict: bool = False) -> Analysis:

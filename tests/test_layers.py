@@ -20,8 +20,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"axes", "algebra"}),
     frozenset({"capture", "modules", "meta"}),
     frozenset({"rules"}),
-    frozenset({"propagate", "maskable", "contexts", "roles", "groups", "grouping", "analysis"})
-    | {"explanations", "plans", "selection", "slicing"},
+    frozenset({"propagate", "maskable", "contexts", "roles", "groups", "grouping"})
+    | {"analysis", "coverage", "explanations", "plans", "selection", "slicing"},
     frozenset({"cost", "statistics"}),
     frozenset({"criteria", "allocation"}),
     frozenset({"rewriter", "interpretation", "equivalence"}),
