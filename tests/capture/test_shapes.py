@@ -47,6 +47,8 @@ MODULES: list[tuple[Any, Tensor]] = [
     (nn.LSTM(12, 5, proj_size=2, batch_first=True), torch.empty(7, 3, 12, device="meta")),
     (nn.GRU(12, 5, batch_first=True), torch.empty(7, 3, 12, device="meta")),
     (nn.RNN(12, 5), torch.empty(7, 12, device="meta")),
+    (nn.GRU(12, 5, bidirectional=True), torch.empty(3, 7, 12, device="meta").transpose(0, 1)),
+    (nn.RNN(12, 5, batch_first=True), torch.empty(12, 7, 3, device="meta").permute(2, 1, 0)),
 ]
 
 
@@ -67,6 +69,13 @@ def test_the_rules_apply_where_they_matter() -> None:
         if type(m) in shapes.MODULES and shapes.MODULES[type(m)](m.to("meta").eval(), x) is not None
     }
     assert answered >= {nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.LayerNorm, nn.LSTM, nn.GELU}
+
+
+@pytest.mark.parametrize("module", [nn.LSTM(12, 5), nn.GRU(12, 5), nn.RNN(12, 5)])
+def test_recurrent_modules_need_no_contiguous_input(module: nn.Module) -> None:
+    # Their kernels decompose into ops per time step: seconds for what a formula says.
+    x = torch.empty(3, 7, 12, device="meta").transpose(0, 1)
+    assert shapes.MODULES[type(module)](module.to("meta"), x) is not None
 
 
 WRONG: list[tuple[Any, Tensor]] = [
