@@ -49,3 +49,26 @@ class ByMode(nn.Module):
     def extra_repr(self) -> str:
         """The arguments, for `repr`."""
         return f"train_value={self.train_value!r}, eval_value={self.eval_value!r}"
+
+
+class CustomGradient(nn.Module):
+    """Calls a `torch.autograd.Function`, which keeps the gradient that it defines."""
+
+    def __init__(self, function: type[torch.autograd.Function]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any) -> Any:
+        """What the function's `apply` returns."""
+        return self.function.apply(*args)
+
+    def extra_repr(self) -> str:
+        """The function's name, for `repr`."""
+        return self.function.__name__
+
+
+class SizedCustomGradient(CustomGradient):
+    """One whose forward computes with sizes: nothing that it touches may be pruned.
+
+    The numbers in a graph keep their value when sizes change; those in its Python would not.
+    """

@@ -22,6 +22,7 @@ from fxprune.algebra import Algebra
 from fxprune.axes import is_frozen
 from fxprune.errors import AnalysisError
 from fxprune.meta import call_on_meta, example_values, meta_shadow, named_tensors
+from fxprune.modules import SizedCustomGradient
 from fxprune.rules import MODULE_RULES, RULES
 from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, tensors_in
 from fxprune.rules.elementwise import pointwise
@@ -303,7 +304,7 @@ class _Interpreter(fx.Interpreter):
         if n.op == "placeholder":
             self._declare_fixed(value, "model input")
         if n.op == "output":
-            self._freeze(value)
+            self._freeze(value, "model output")
         self.layouts[n] = self.layouts_in(value)
         return value
 
@@ -311,7 +312,10 @@ class _Interpreter(fx.Interpreter):
         module = self.fetch_attr(target)
         rule = MODULE_RULES.get(type(module))
         if rule is None:
-            return module(*args, **kwargs)
+            value = module(*args, **kwargs)
+            if isinstance(module, SizedCustomGradient):
+                self._freeze((args, value), f"{module} computes with sizes")
+            return value
         with torch.utils._python_dispatch._disable_current_modes():
             result = rule(module, args, kwargs, self.mode.layout_of, self.mode.algebra)
         for call, effect in result.calls:
@@ -344,11 +348,11 @@ class _Interpreter(fx.Interpreter):
             if isinstance(size, fx.Node):
                 self.mode.algebra.freeze(axis, "its size follows the inputs")
 
-    def _freeze(self, value: Any) -> None:
+    def _freeze(self, value: Any, reason: str) -> None:
         for tensor in _tensors(value):
             for axis in self.mode.layout_of(tensor):
                 if not is_frozen(axis):
-                    self.mode.algebra.freeze(axis, "model output")
+                    self.mode.algebra.freeze(axis, reason)
 
 
 def _tensors(value: Any) -> Iterable[Tensor]:

@@ -120,7 +120,7 @@ def emitted(module: nn.Module, base: type | None = None) -> nn.Module:
             state[key] = dict(value)
         elif key in fresh and key != "training":
             state[key] = set(value) if key == "_non_persistent_buffers_set" else fresh[key]
-        elif not callable(value) or isinstance(value, types.FunctionType):
+        elif not callable(value) or isinstance(value, (types.FunctionType, type)):
             state[key] = list(value) if isinstance(value, list) else value
     twin.__dict__.update(state)
     return twin

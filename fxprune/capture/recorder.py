@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fxprune.capture import leaves, shapes, special
+from fxprune.capture import gradients, leaves, shapes, special
 from fxprune.capture.constants import Replay
 from fxprune.capture.lines import user_line
 from fxprune.capture.lowerings import FUNCTIONS, LOWERINGS
@@ -221,6 +221,14 @@ class Recorder(TorchFunctionMode):
                     return result
             return func(*args, **kwargs)
 
+    def apply(self, cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
+        """What `cls.apply(*args)` does during capture."""
+        if self.busy:
+            return NotImplemented
+        with self.paused():
+            module = gradients.custom_gradient(cls, tuple(self.convert(a)[1] for a in args))
+        return self.leaf(module, *args)
+
     # Modules -----------------------------------------------------------------------------------
 
     def call_module(self, original: Any, module: nn.Module, args: Any, kw: Any) -> Any:
@@ -361,7 +369,7 @@ def recording(recorder: Recorder) -> Iterator[None]:
             nn.Module.__call__ = call  # type: ignore[method-assign]
             torch.backends.mha.set_fastpath_enabled(False)
             torch.compiler._is_compiling_flag = True
-            with recorder:
+            with recorder, gradients.intercepted(recorder.apply):
                 yield
         finally:
             nn.Module.__call__ = original  # type: ignore[method-assign]
