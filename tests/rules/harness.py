@@ -150,8 +150,9 @@ def _plain(sample: Sample) -> Callable[..., Any]:
 class _Open(propagate_module._Interpreter):
     """Leaves the axes of the graph's results as free as the rules left them."""
 
-    def _freeze(self, value: Any) -> None:
-        return
+    def _freeze(self, value: Any, reason: str) -> None:
+        if reason != "model output":
+            super()._freeze(value, reason)
 
 
 def analyze_open(traced: fx.GraphModule, contexts: bool = False) -> Analysis:
