@@ -298,9 +298,9 @@ class Algebra:
             return
         if atom.reason is not None:
             self.freeze(axis, atom.reason)
-        if contains(axis, atom):  # x = u*x: the unit u conditions itself
+        if contains(axis, atom):  # x = u*x: the unit u conditions itself; x may be a unit, too
             for leaf in leaves(axis):
-                if leaf.size == 1:
+                if leaf.size == 1 and leaf is not atom:
                     self.freeze(leaf, "this unit would condition itself")
         else:
             self._bind(atom, axis)
