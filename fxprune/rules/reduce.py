@@ -148,7 +148,7 @@ REDUCTIONS: dict[str, Rule] = {
         "cumsum cumprod logcumsumexp cummax cummin",
     ),
     **rows(fourier, "_fft_c2c _fft_r2c _fft_c2r"),
-    **rows(matrices, "linalg_inv_ex linalg_qr _linalg_svd _linalg_eigh"),
+    **rows(matrices, "linalg_inv_ex linalg_qr _linalg_svd _linalg_eigh linalg_matrix_exp"),
     "_cdist_forward": distances,
     "linalg_cross": cross,
     "renorm": renorm,

@@ -72,6 +72,7 @@ REDUCTIONS: tuple[Sample, ...] = (
     ),
     sample("_fft_c2r", lambda x: torch.fft.irfft(torch.complex(x, x), dim=1), real(2, 4, 3)),
     sample("linalg_inv_ex", lambda x: torch.linalg.inv(x), real(2, 3, 3)),
+    sample("linalg_matrix_exp", lambda x: torch.matrix_exp(x), real(2, 3, 3)),
     sample("linalg_qr", lambda x: torch.linalg.qr(x), real(2, 4, 3)),
     sample(
         "_linalg_svd",
