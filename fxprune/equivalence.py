@@ -30,6 +30,7 @@ from fxprune.analysis import Analysis, analysis_of
 from fxprune.errors import FxpruneError, VerifyError
 from fxprune.grouping import build_groups
 from fxprune.interpretation import Interpretation, NodeValues
+from fxprune.meta import unpacked
 from fxprune.plans import PruningPlan
 from fxprune.propagate import TensorAxes, propagate
 from fxprune.rules.base import Layout
@@ -141,12 +142,7 @@ def max_error(actual: Any, expected: Any) -> float:
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(_unpacked(value)) if isinstance(leaf, Tensor)]
-
-
-def _unpacked(value: Any) -> Any:
-    """Output classes that are no pytrees but mappings (model outputs) count by their items."""
-    return dict(value) if isinstance(value, Mapping) else value
+    return [leaf for leaf in tree_leaves(unpacked(value)) if isinstance(leaf, Tensor)]
 
 
 def _tolerance(expected: Any) -> float:
@@ -229,8 +225,7 @@ class _Reference:
         """What the plan leaves of a node's tensors."""
         stated = self.selection.analysis.propagation.nodes[node]
         axes = [v.axes for v in tree_leaves(stated) if isinstance(v, TensorAxes)]
-        tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-        return [self._compact(t, a) for t, a in zip(tensors, axes, strict=True)]
+        return [self._compact(t, a) for t, a in zip(_tensors(value), axes, strict=True)]
 
     def _compact(self, tensor: Tensor, layout: Layout) -> Tensor:
         positions = self.selection.positions(layout)

@@ -76,6 +76,23 @@ def plain_attributes(traced: fx.GraphModule) -> dict[str, Any]:
     return {name: value for name, value in vars(traced).items() if name in names}
 
 
+def unpacked(value: Any, depth: int = 4) -> Any:
+    """`value` with each object that holds tensors, but is no pytree, as a dict of its parts.
+
+    Dataclasses and the output classes of model libraries are such objects.
+    """
+    if isinstance(value, Tensor):
+        return value
+    return tree_map(lambda leaf: _parts(leaf, depth), value)
+
+
+def _parts(leaf: Any, depth: int) -> Any:
+    if isinstance(leaf, Tensor) or not hasattr(leaf, "__dict__") or depth == 0:
+        return leaf
+    parts = unpacked(dict(leaf if isinstance(leaf, Mapping) else vars(leaf)), depth - 1)
+    return parts if any(isinstance(part, Tensor) for part in tree_leaves(parts)) else leaf
+
+
 def call_on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """Run an op so that what it creates is on meta. Returns the result and the kwargs used."""
     creates = not any(isinstance(a, Tensor) for a in tree_leaves((args, kwargs)))

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from fxprune.algebra import Algebra
 from fxprune.axes import is_frozen
 from fxprune.errors import AnalysisError
-from fxprune.meta import call_on_meta, example_values, meta_shadow, named_tensors
+from fxprune.meta import call_on_meta, example_values, meta_shadow, named_tensors, unpacked
 from fxprune.modules import SizedCustomGradient
 from fxprune.rules import MODULE_RULES, RULES
 from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, tensors_in
@@ -323,10 +323,10 @@ class _Interpreter(fx.Interpreter):
         return result.value
 
     def layouts_in(self, value: Any) -> Any:
-        """`value` with each tensor replaced by its axes."""
+        """`value` with each tensor replaced by its axes, unpacked where no pytree holds them."""
         return tree_map(
             lambda v: TensorAxes(self.mode.layout_of(v), id(v)) if isinstance(v, Tensor) else v,
-            value,
+            unpacked(value),
         )
 
     def _declare_fixed(self, value: Any, reason: str) -> None:
@@ -356,4 +356,4 @@ class _Interpreter(fx.Interpreter):
 
 
 def _tensors(value: Any) -> Iterable[Tensor]:
-    return (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+    return (leaf for leaf in tree_leaves(unpacked(value)) if isinstance(leaf, Tensor))

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxprune.analysis import Analysis, analysis_of
 from fxprune.errors import RewriteError
-from fxprune.meta import plain_attributes, run_on_meta
+from fxprune.meta import plain_attributes, run_on_meta, unpacked
 from fxprune.plans import PruningPlan
 from fxprune.propagate import Record, TensorAxes
 from fxprune.rewriter.modules import FIXES, ModuleCopier
@@ -130,7 +130,9 @@ class _Rewriter:
                 continue
             stated = tree_leaves(self.analysis.propagation.nodes[old])
             expected = [self.selection.shape(v.axes) for v in stated if isinstance(v, TensorAxes)]
-            executed = [tuple(v.shape) for v in tree_leaves(value) if isinstance(v, Tensor)]
+            executed = [
+                tuple(v.shape) for v in tree_leaves(unpacked(value)) if isinstance(v, Tensor)
+            ]
             if expected != executed:
                 raise RewriteError(self._mismatch(old, expected, executed))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -78,6 +79,8 @@ def random_plan(analysis: Analysis, accept: Callable[[Group], bool], seed: int =
 
 def tensors(output: Any) -> list[Tensor]:
     """The floating tensors of a model's output."""
+    if dataclasses.is_dataclass(output):
+        output = vars(output)
     output = dict(output) if isinstance(output, Mapping) else output
     found = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     return [leaf for leaf in found if leaf.is_floating_point()]
@@ -85,6 +88,8 @@ def tensors(output: Any) -> list[Tensor]:
 
 def structure(output: Any) -> Any:
     """Type, keys and tensor shapes of a model's output."""
+    if dataclasses.is_dataclass(output):
+        return type(output), structure(vars(output))
     if isinstance(output, Mapping):
         return type(output), {key: structure(value) for key, value in output.items()}
     if isinstance(output, (tuple, list)):
