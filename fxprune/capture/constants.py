@@ -154,3 +154,19 @@ def read(recorder: Recorder, tensor: Tensor, what: str, line: str) -> Tensor:
             "value by tensor operations (torch.where, masks), or compute it outside the model and "
             "pass it as an argument."
         ) from None
+
+
+def numbers(recorder: Recorder, value: Any, what: str, line: str) -> Any:
+    """A nest of arguments with its tensors of no dimension read, as eager mode reads them."""
+    if isinstance(value, Tensor):
+        with torch._C.DisableTorchFunction():
+            scalar = value.dim() == 0
+        return read(recorder, value, what, line).item() if scalar else value
+    if isinstance(value, slice):
+        parts = (value.start, value.stop, value.step)
+        return slice(*(numbers(recorder, part, what, line) for part in parts))
+    if type(value) in (tuple, list):
+        return type(value)(numbers(recorder, item, what, line) for item in value)
+    if isinstance(value, dict):
+        return {key: numbers(recorder, item, what, line) for key, item in value.items()}
+    return value

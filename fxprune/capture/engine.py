@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +25,13 @@ from fxprune.errors import TraceError
 Dynamic = Mapping[str, Any]
 
 
-def run(source: Template, inputs: Inputs, sizes: Sizes, training: bool = False) -> Capture:
-    """Capture the model once at the given sizes. Raises TraceError, or what the model raises."""
+def run(
+    source: Template, inputs: Inputs, compiling: bool, sizes: Sizes, training: bool = False
+) -> Capture:
+    """Capture the model once at the given sizes. Raises TraceError, or what the model raises.
+
+    `compiling` is what the model hears when it asks `torch.compiler.is_compiling()`.
+    """
     model = source.copy().train(training)
     recorder = Recorder(source.names, source.tensors, dict(model.named_modules()), source.device)
     values = inputs.meta(sizes)
@@ -37,7 +43,7 @@ def run(source: Template, inputs: Inputs, sizes: Sizes, training: bool = False) 
             tensor = tensor[key]
         recorder.track(tensor, leaf.place, None, leaf.path)
     args, kwargs = inputs.call(values)
-    with recording(recorder):
+    with recording(recorder, compiling):
         result = model(*args, **kwargs)
     return recorder.capture(referenced(recorder, result))
 
@@ -62,12 +68,12 @@ def trace(model: Any, example_inputs: Any, dynamic: Dynamic | None = None) -> fx
         )
     inputs = bind(model, example_inputs)
     source = template(model, inputs.leaves[0].tensor.device)
-    base = _first(source, inputs)
-    found = dims.search(inputs, base, lambda sizes: run(source, inputs, sizes), dynamic)
+    base, again = _first(source, inputs)
+    found = dims.search(inputs, base, again, dynamic)
     capture = found.capture
     notes: tuple[str, ...] = ()
     if depends_on_mode(model, capture.reached):
-        capture, notes = follow_modes(capture, lambda: run(source, inputs, {}, training=True))
+        capture, notes = follow_modes(capture, lambda: again({}, training=True))
     emitter = Emitter(capture, source, len(inputs.names))
     _emit_inputs(emitter, inputs, found)
     emitter.emit()
@@ -90,19 +96,35 @@ def _steps(found: dims.Found) -> dict[str, dict[int, int]]:
     return steps
 
 
-def _first(source: Template, inputs: Inputs) -> Capture:
+def _first(source: Template, inputs: Inputs) -> tuple[Capture, Callable[..., Capture]]:
+    """The capture at the example's sizes, and how to make one at other sizes.
+
+    A model that hears that it is being compiled leaves out what reads values: warnings, shortcuts
+    for masks that hide nothing. Where that path fails, the one that eager mode takes is captured.
+    """
+    compiled, eager = (partial(run, source, inputs, compiling) for compiling in (True, False))
     try:
-        return run(source, inputs, {})
-    except TraceError:
-        raise
+        return compiled({}), compiled
     except Exception as error:
-        shapes = ", ".join(f"{leaf.label}: {tuple(leaf.tensor.shape)}" for leaf in inputs.leaves)
-        raise TraceError(
-            f"{_where(error)}: {type(source.model).__name__} fails on the example inputs "
-            f"({shapes}): {type(error).__name__}: {error}. Check that the model runs on these "
-            "inputs in eval mode; if it does, the operation at this line has no meta kernel or "
-            "needs values: replace it, or wrap it in a custom operator with a meta kernel."
-        ) from error
+        first = error
+    try:
+        return eager({}), eager
+    except Exception as error:
+        found = next((e for e in (first, error) if isinstance(e, TraceError)), None)
+        if found is not None:
+            raise found from None
+        raise _failure(source, inputs, error) from error
+
+
+def _failure(source: Template, inputs: Inputs, error: Exception) -> TraceError:
+    """What to say where the model's own code raised an error."""
+    shapes = ", ".join(f"{leaf.label}: {tuple(leaf.tensor.shape)}" for leaf in inputs.leaves)
+    return TraceError(
+        f"{_where(error)}: {type(source.model).__name__} fails on the example inputs "
+        f"({shapes}): {type(error).__name__}: {error}. Check that the model runs on these "
+        "inputs in eval mode; if it does, the operation at this line has no meta kernel or "
+        "needs values: replace it, or wrap it in a custom operator with a meta kernel."
+    )
 
 
 def _where(error: BaseException) -> str:

@@ -7,17 +7,18 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fxprune.capture import gradients, leaves, shapes, special
-from fxprune.capture.constants import Replay
+from fxprune.capture.constants import Replay, numbers
 from fxprune.capture.lines import user_line
 from fxprune.capture.lowerings import FUNCTIONS, LOWERINGS
 from fxprune.capture.records import Attr, Capture, Record, Ref
 from fxprune.capture.sizes import Log, SizeFloat, SizeInt, plain, size_of, sized
-from fxprune.capture.targets import CONSTRUCTORS, RANDOM, mutates, target_of
+from fxprune.capture.targets import CONSTRUCTORS, RANDOM, mutates, target_of, torch_names
 from fxprune.errors import TraceError
 
 
@@ -75,6 +76,8 @@ class Recorder(TorchFunctionMode):
                 return tuple(p[0] for p in pairs), type(value)(*(p[1] for p in pairs))
             sequence: type = list if isinstance(value, list) else tuple
             return sequence(p[0] for p in pairs), sequence(p[1] for p in pairs)
+        if isinstance(value, np.generic):
+            return value.item(), value.item()
         if isinstance(value, dict):
             items = {key: self.convert(item) for key, item in value.items()}
             return {k: p[0] for k, p in items.items()}, {k: p[1] for k, p in items.items()}
@@ -175,6 +178,19 @@ class Recorder(TorchFunctionMode):
         return self.call(func, args, kwargs)
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record a call of a torch function; a tensor that stands for a number is read."""
+        kwargs = torch_names(func, kwargs)
+        try:
+            return self.record(func, args, kwargs)
+        except RuntimeError as error:
+            if _NEEDS_NUMBER not in str(error):
+                raise
+        rest = (args[1:], kwargs)
+        what, line = getattr(func, "__name__", "a number"), user_line()
+        others, kwargs = numbers(self, rest, what, line)
+        return self.record(func, (*args[:1], *others), kwargs)
+
+    def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record a call of a torch function and run it on meta."""
         pairs = [self.convert(a) for a in args]
         run = [p[1] for p in pairs]
@@ -329,6 +345,9 @@ _ATOMS = frozenset(
 )  # fmt: skip
 
 
+_NEEDS_NUMBER = "Tensor.item() cannot be called on meta tensors"
+
+
 def _autocast(device: torch.device) -> bool:
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
@@ -350,8 +369,11 @@ _LOCK = threading.RLock()
 
 
 @contextlib.contextmanager
-def recording(recorder: Recorder) -> Iterator[None]:
-    """Send this thread's module calls and torch functions to `recorder`."""
+def recording(recorder: Recorder, compiling: bool) -> Iterator[None]:
+    """Send this thread's module calls and torch functions to `recorder`.
+
+    `compiling` is what `torch.compiler.is_compiling()` answers meanwhile.
+    """
     original = nn.Module.__call__
     thread = threading.get_ident()
 
@@ -364,14 +386,14 @@ def recording(recorder: Recorder) -> Iterator[None]:
     # The twins of parameters require no gradients, so that enabling them costs nothing, and
     # torch.no_grad in the model can be noticed.
     with _LOCK, torch.enable_grad():
-        compiling = torch.compiler._is_compiling_flag
+        outside = torch.compiler._is_compiling_flag
         try:
             nn.Module.__call__ = call  # type: ignore[method-assign]
             torch.backends.mha.set_fastpath_enabled(False)
-            torch.compiler._is_compiling_flag = True
+            torch.compiler._is_compiling_flag = compiling
             with recorder, gradients.intercepted(recorder.apply):
                 yield
         finally:
             nn.Module.__call__ = original  # type: ignore[method-assign]
             torch.backends.mha.set_fastpath_enabled(fastpath)
-            torch.compiler._is_compiling_flag = compiling
+            torch.compiler._is_compiling_flag = outside

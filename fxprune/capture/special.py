@@ -89,6 +89,11 @@ def _property(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return recorder.call(getattr(Tensor, method), (*args, *extra), kwargs)
 
 
+@_handles(*targets.PARTS)
+def _part(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    return recorder.call(targets.PARTS[func], args, kwargs)
+
+
 @_handles(targets.TRANSPOSE)
 def _transpose(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     order = tuple(reversed(range(args[0].dim())))

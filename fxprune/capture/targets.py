@@ -76,10 +76,13 @@ def _getter(name: str) -> Any:
 TENSOR_PROPERTIES: dict[Any, tuple[str, tuple[Any, ...]]] = {
     _getter("mT"): ("transpose", (-2, -1)),
     _getter("data"): ("detach", ()),
-    _getter("real"): ("real", ()),
-    _getter("imag"): ("imag", ()),
     _getter("H"): ("adjoint", ()),
     _getter("mH"): ("adjoint", ()),
+}
+#: attributes of a tensor -> the function that computes the same
+PARTS: dict[Any, Callable[..., Any]] = {
+    _getter("real"): torch.real,
+    _getter("imag"): torch.imag,
 }
 TRANSPOSE = _getter("T")
 SHAPE = _getter("shape")
@@ -131,9 +134,17 @@ def _methods() -> dict[Any, tuple[str, str]]:
 
 
 _METHODS = _methods()
+_NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
 _OPERATORS = {
     getattr(Tensor, name): entry for name, entry in _DUNDERS.items() if hasattr(Tensor, name)
 }
+
+
+def torch_names(func: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments by the names that torch's own documentation gives them, not numpy's."""
+    if not _NUMPY_NAMES.keys() & kwargs.keys() or "quantize" in getattr(func, "__name__", ""):
+        return kwargs
+    return {_NUMPY_NAMES.get(name, name): value for name, value in kwargs.items()}
 
 
 def target_of(

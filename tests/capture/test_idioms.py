@@ -1,0 +1,107 @@
+"""Idioms of real models: numbers from elsewhere, paths for compilers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxprune import trace
+from fxprune.errors import TraceError
+
+
+def check(model: nn.Module, *shape: int) -> Any:
+    """Trace at batch 2 and compare at batch 3."""
+    gm = trace(model.eval(), torch.randn(2, *shape))
+    x = torch.randn(3, *shape)
+    assert torch.equal(gm(x), model(x))
+    return gm
+
+
+class NumpyNames(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([x, x * np.float64(0.5)], axis=1)  # type: ignore[call-overload]
+        total: Tensor = y.sum(axis=np.int64(1), keepdims=True) ** np.float32(2)
+        return total
+
+
+def test_numbers_and_names_of_numpy_become_pythons_and_torchs() -> None:
+    gm = check(NumpyNames(), 5)
+    assert "np." not in gm.code
+    assert "axis" not in gm.code
+    assert "keepdims" not in gm.code
+
+
+class Spectrum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = torch.fft.fft(x)
+        return mixed.real + 2 * mixed.imag
+
+
+def test_real_and_imaginary_parts() -> None:
+    check(Spectrum(), 8)
+
+
+class Bounds(nn.Module):
+    """Tensors where numbers are expected, as in DeBERTa's attention span."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("width", torch.tensor(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        span = self.width - 1
+        x = torch.clamp(x, 0, span * 2)
+        return torch.nn.functional.pad(x[:, 1 - span + 1 : 4 + span], (0, span))
+
+
+def test_tensors_that_stand_for_numbers_are_read() -> None:
+    check(Bounds(), 8)
+
+
+class BoundsByInput(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, : x.argmax()]
+
+
+def test_bounds_that_depend_on_the_input_are_refused_with_their_line() -> None:
+    with pytest.raises(TraceError, match=r"test_idioms.py:\d+: the model reads values .*inputs"):
+        trace(BoundsByInput(), torch.randn(2, 5))
+
+
+class ForCompilers(nn.Module):
+    """Takes a path that no graph holds when it is compiled, as Mamba's associative scan."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return torch.vmap(torch.sin)(x)
+        return torch.sin(x)
+
+
+class ForEager(nn.Module):
+    """Reads values unless it is compiled, as BERT's mask does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and bool((x == 0).all()):
+            return x
+        return torch.sin(x)
+
+
+@pytest.mark.parametrize("model", [ForCompilers(), ForEager()])
+def test_the_path_that_can_be_captured_is_taken(model: nn.Module) -> None:
+    check(model, 4)
+
+
+class ForNobody(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            raise RuntimeError("not for compilers")
+        return x if bool((x == 0).all()) else torch.sin(x)
+
+
+def test_a_model_that_fails_on_both_paths_is_refused_for_what_eager_mode_does() -> None:
+    with pytest.raises(TraceError, match="the model reads values"):
+        trace(ForNobody(), torch.randn(2, 4))
