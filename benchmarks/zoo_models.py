@@ -15,13 +15,14 @@ from tests import torchvision_shim  # noqa: F401  (before torchvision)
 import timm
 import torchvision
 
+from benchmarks import zoo_detection
 from benchmarks.zoo_entry import Entry, Inputs
 from benchmarks.zoo_huggingface import huggingface
 
 
 def entries() -> tuple[Entry, ...]:
     """All models."""
-    return (*_torchvision(), *_timm(), *huggingface())
+    return (*_torchvision(), *_detection(), *_timm(), *huggingface())
 
 
 def _images(*shape: int) -> Inputs:
@@ -89,6 +90,21 @@ def _torchvision_entry(
     def build() -> nn.Module:
         _widen_casts(name)
         return constructor(weights=None, **options)
+
+    return Entry(f"torchvision/{name}", build, inputs)
+
+
+def _detection() -> list[Entry]:
+    sizes = {**zoo_detection.ONE_STAGE, **zoo_detection.TWO_STAGE}
+    return [_detector_entry(name, size) for name, size in sizes.items()]
+
+
+def _detector_entry(name: str, size: int) -> Entry:
+    def build() -> nn.Module:
+        return zoo_detection.dense(zoo_detection.build(name))
+
+    def inputs(model: nn.Module, batch: int) -> dict[str, Any]:
+        return _images(3, size, size)(model, batch - 1)  # one image costs what others' batches do
 
     return Entry(f"torchvision/{name}", build, inputs)
 
