@@ -209,11 +209,12 @@ class _Reference:
                 named[name].mul_(mask.to(named[name].device))
 
     def output(self) -> Any:
-        """The reference output."""
+        """The tensors of the reference output, without what the plan removes of them."""
+        (node,) = (n for n in self.original.graph.nodes if n.op == "output")
         if self.maskable:
-            return _run(self.original, self.values)
+            return self.compact(node, _run(self.original, self.values))
         *_, (_, value) = self.node_values()
-        return value
+        return self.compact(node, value)
 
     def node_values(self) -> NodeValues:
         """Each node of the original with its value at full size, removed positions masked."""

@@ -84,7 +84,8 @@ def propagate(traced: fx.GraphModule, inputs: tuple[Any, ...] | None = None) -> 
     shadow, sources, constants = meta_shadow(traced)
     mode = _RuleMode(constants)
     layouts = {name: mode.declare_parameter(tensor) for name, tensor in named_tensors(shadow)}
-    interpreter = _Interpreter(shadow, traced.graph, mode)
+    state: frozenset[str] = getattr(traced.meta.get("fxprune"), "omitted", frozenset())
+    interpreter = _Interpreter(shadow, traced.graph, mode, state)
     values = example_values(traced, inputs)
     with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]), mode:
         interpreter.run(*values, enable_io_processing=False)
@@ -281,11 +282,16 @@ _SIZES_START: Mapping[str, int] = MappingProxyType(
 
 
 class _Interpreter(fx.Interpreter):
-    """Runs the graph, tells the mode which node is running, and notes the axes of each result."""
+    """Runs the graph, tells the mode which node is running, and notes the axes of each result.
 
-    def __init__(self, module: nn.Module, graph: fx.Graph, mode: _RuleMode) -> None:
+    `state` names the outputs that only the model itself reads: they are not frozen.
+    """
+
+    def __init__(
+        self, module: nn.Module, graph: fx.Graph, mode: _RuleMode, state: frozenset[str]
+    ) -> None:
         super().__init__(module, garbage_collect_values=False, graph=graph)
-        self.mode = mode
+        self.mode, self.state = mode, state
         self.layouts: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -304,7 +310,7 @@ class _Interpreter(fx.Interpreter):
         if n.op == "placeholder":
             self._declare_fixed(value, "model input")
         if n.op == "output":
-            self._freeze(value, "model output")
+            self._freeze(_without(value, self.state), "model output")
         self.layouts[n] = self.layouts_in(value)
         return value
 
@@ -353,6 +359,16 @@ class _Interpreter(fx.Interpreter):
             for axis in self.mode.layout_of(tensor):
                 if not is_frozen(axis):
                     self.mode.algebra.freeze(axis, reason)
+
+
+def _without(output: Any, names: frozenset[str]) -> Any:
+    """The parts of a model's output but those of the given names."""
+    if isinstance(output, Tensor) or not (
+        isinstance(output, Mapping) or hasattr(output, "__dict__")
+    ):
+        return output
+    parts = output if isinstance(output, Mapping) else vars(output)
+    return {name: part for name, part in parts.items() if name not in names}
 
 
 def _tensors(value: Any) -> Iterable[Tensor]:

@@ -85,6 +85,7 @@ def trace(model: Any, example_inputs: Any, dynamic: Dynamic | None = None) -> fx
         specialised=found.specialised,
         steps=_steps(found),
         mode_notes=notes,
+        omitted=inputs.omitted,
     )
     return gm
 

@@ -35,6 +35,11 @@ class Inputs:
     keys: tuple[tuple[str, Any], ...]
     leaves: tuple[Leaf, ...]
 
+    @property
+    def omitted(self) -> frozenset[str]:
+        """The parameters that the example gives no value."""
+        return frozenset(self.bound.signature.parameters) - frozenset(self.bound.arguments)
+
     def values(self) -> list[Any]:
         """The example value of each placeholder."""
         return [_lookup(self.bound.arguments, key) for key in self.keys]

@@ -129,7 +129,9 @@ class TraceInfo:
     dynamic: input -> dimensions that may have any size. specialised: input -> {dimension: (size,
     reason)}. steps: input -> {dynamic dimension: n}, where sizes must differ from the traced one by
     a multiple of n. dropped: modules that forward never reached. mode_notes: where train mode may
-    differ from eval mode in a way that the graph does not follow.
+    differ from eval mode in a way that the graph does not follow. omitted: optional arguments of
+    forward that the example inputs leave out. An output by such a name, like a cache of keys and
+    values, is state that only the model itself reads.
     """
 
     dropped: tuple[str, ...] = ()
@@ -137,3 +139,4 @@ class TraceInfo:
     specialised: Mapping[str, Mapping[int, tuple[int, str]]] = field(default_factory=dict)
     steps: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     mode_notes: tuple[str, ...] = ()
+    omitted: frozenset[str] = frozenset()
