@@ -12,8 +12,11 @@ from fxprune.rules.norm import NORMS
 from fxprune.rules.recurrent import MODULE_RULES
 from fxprune.rules.reduce import REDUCTIONS
 from fxprune.rules.view import VIEWS
+from fxprune.rules.vision import VISION
 
-RULES: Mapping[str, Rule] = table(ELEMENTWISE, VIEWS, INDEXING, CONTRACTIONS, REDUCTIONS, NORMS)
+RULES: Mapping[str, Rule] = table(
+    ELEMENTWISE, VIEWS, INDEXING, CONTRACTIONS, REDUCTIONS, NORMS, VISION
+)
 """ATen op name, without namespace, overload and the underscore of in-place variants → rule.
 
 Ops of other libraries stand by their full names.

@@ -9,6 +9,7 @@ from tests.rules.samples.moves import INDEXING, VIEWS
 from tests.rules.samples.norms import NORMS, POOLS
 from tests.rules.samples.pointwise import FACTORIES, POINTWISE, TAGGED
 from tests.rules.samples.reductions import REDUCTIONS
+from tests.rules.samples.vision import VISION
 
 TABLE: tuple[Sample, ...] = (
     *POINTWISE,
@@ -23,6 +24,7 @@ TABLE: tuple[Sample, ...] = (
     *POOLS,
     *RECURRENT,
     *MODULES,
+    *VISION,
 )
 
 
