@@ -57,12 +57,44 @@ squeezenet1_1 swin_t swin_v2_t vgg11 vgg11_bn vit_b_16
 SEGMENTATION = (
     "fcn_resnet50 deeplabv3_resnet50 deeplabv3_mobilenet_v3_large lraspp_mobilenet_v3_large"
 )
-VIDEO = "r3d_18 mc3_18 r2plus1d_18 s3d mvit_v1_b swin3d_t"
+VIDEO = "r3d_18 mc3_18 r2plus1d_18 s3d swin3d_t"
 FULL_SIZE = frozenset("alexnet maxvit_t swin_t swin_v2_t vgg11 vgg11_bn vit_b_16".split())
 TORCHVISION_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "googlenet": {"init_weights": False},
     "inception_v3": {"init_weights": False},
 }
+
+MVIT: Mapping[str, Mapping[str, Any]] = {
+    "mvit_v1": {
+        "residual_pool": False,
+        "residual_with_cls_embed": False,
+        "rel_pos_embed": False,
+        "proj_after_attn": False,
+    },
+    "mvit_v2": {
+        "residual_pool": True,
+        "residual_with_cls_embed": False,
+        "rel_pos_embed": True,
+        "proj_after_attn": True,
+    },
+}
+
+
+def _small_mvit(weights: None, **options: Any) -> nn.Module:
+    """A multiscale vision transformer of five blocks for small clips; the named ones need 20 GB."""
+    mvit = torchvision.models.video.mvit
+    rows = [  # heads, input and output channels, strides of the queries and of keys and values
+        (1, 48, 96, [], [1, 4, 4]),
+        (2, 96, 96, [1, 2, 2], [1, 2, 2]),
+        (2, 96, 192, [], [1, 2, 2]),
+        (4, 192, 192, [1, 2, 2], [1, 1, 1]),
+        (4, 192, 192, [], [1, 1, 1]),
+    ]
+    blocks = [
+        mvit.MSBlockConfig(heads, wide, out, [3, 3, 3] if stride else [], [3, 3, 3], stride, pooled)
+        for heads, wide, out, stride, pooled in rows
+    ]
+    return mvit.MViT((64, 64), 4, block_setting=blocks, **options)
 
 
 def _torchvision() -> list[Entry]:
@@ -78,8 +110,10 @@ def _torchvision() -> list[Entry]:
         constructor, options = getattr(models.segmentation, name), {"weights_backbone": None}
         found.append(_torchvision_entry(name, constructor, _images(3, 96, 96), options))
     for name in VIDEO.split():
-        clip = (3, 16, 224, 224) if name in ("s3d", "mvit_v1_b") else (3, 8, 64, 64)
+        clip = (3, 16, 224, 224) if name == "s3d" else (3, 8, 64, 64)
         found.append(_torchvision_entry(name, getattr(models.video, name), _images(*clip), {}))
+    for name, options in MVIT.items():
+        found.append(_torchvision_entry(name, _small_mvit, _images(3, 4, 64, 64), options))
     found.append(_torchvision_entry("raft_small", models.optical_flow.raft_small, _frames, {}))
     return found
 
