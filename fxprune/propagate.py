@@ -7,6 +7,7 @@ device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fxprune.algebra import Algebra
-from fxprune.axes import is_frozen
+from fxprune.axes import Axis, factors_of, is_frozen
 from fxprune.errors import AnalysisError
 from fxprune.meta import call_on_meta, example_values, meta_shadow, named_tensors, unpacked
 from fxprune.modules import SizedCustomGradient
@@ -204,6 +205,7 @@ class _RuleMode(TorchDispatchMode):
             self.constant_of,
             func,
             self.dynamic,
+            func._schema.name.partition("::")[2] == _name(self.site),
         )
         self.apply(call, find_rule(func))
         mutates = func._schema.is_mutable
@@ -257,6 +259,19 @@ class _RuleMode(TorchDispatchMode):
                 self.algebra.freeze(axis, f"no rule for {call.name}")
         fresh = tuple(call.fresh(t, f"no rule for {call.name}") for t in call.outputs)
         return Effect(fresh, Kind.STATISTIC)
+
+
+def free_size(axis: Axis) -> int:
+    """The size of what is not frozen of an axis: of the factors of a product that may shrink.
+
+    A dimension whose size follows the inputs may hold a batch or a sequence, which are frozen,
+    times heads or channels; this is the size of the latter.
+    """
+    return math.prod(f.size for f in factors_of(axis) if not is_frozen(f))
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
 
 
 def _writes(call: Call) -> bool:
@@ -341,18 +356,28 @@ class _Interpreter(fx.Interpreter):
 
     def _freeze_dynamic_sizes(self, node: fx.Node, value: Any) -> None:
         """A dimension whose size follows the inputs is no channel, whatever it was made from."""
-        name = (
-            str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-        )
-        start = _SIZES_START.get(name)
+        start = _SIZES_START.get(_name(node))
         if start is None or not self.mode.dynamic or not isinstance(value, Tensor):
             return
         given = node.args[start:]
         sizes = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
         axes = self.mode.layout_of(value)
         for axis, size in zip(axes, sizes, strict=False):
-            if isinstance(size, fx.Node):
+            if isinstance(size, fx.Node) and self._literal(size) % free_size(axis) != 0:
                 self.mode.algebra.freeze(axis, "its size follows the inputs")
+
+    def _literal(self, size: fx.Node) -> int:
+        """A literal that divides a computed size whatever the inputs: 4 in ``batch * 4``."""
+        name, args = _name(size), size.args
+        if name == "size" and len(args) == 2 and isinstance(args[1], int):
+            return free_size(self.layouts[args[0]].axes[args[1]])  # type: ignore[index]
+        if name not in ("mul", "floordiv"):
+            return 1
+        first, second = (self._literal(a) if isinstance(a, fx.Node) else int(str(a)) for a in args)
+        if name == "mul":
+            return first * second
+        exact = not isinstance(args[1], fx.Node) and first % second == 0
+        return first // second if exact else 1
 
     def _freeze(self, value: Any, reason: str) -> None:
         for tensor in _tensors(value):

@@ -9,76 +9,17 @@ out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import fx
 
 from fxprune.axes import Axis
-from fxprune.rewriter.site import Site
+from fxprune.rewriter.site import Row, Site
+from fxprune.rewriter.sizes import SIZE_ROWS, new_value
 from fxprune.rules.base import index_values
-
-Row: TypeAlias = Callable[[Site], None]
-
-
-def _resized(site: Site, sizes: Sequence[Any], axes: Sequence[Axis]) -> list[Any]:
-    """`sizes` with literals replaced where the axis changed; -1 and computed sizes stay."""
-    return [
-        site.width(axis) if isinstance(size, int) and size >= 0 and site.changed(axis) else size
-        for size, axis in zip(sizes, axes, strict=True)
-    ]
-
-
-def _sizes_argument(site: Site, start: int, name: str) -> tuple[Sequence[Any], bool]:
-    """Sizes given as one sequence or as separate arguments, and whether they were separate."""
-    first = site.argument(start, name)
-    if isinstance(first, (tuple, list)):
-        return first, False
-    return site.old.args[start:], True
-
-
-def _set_sizes(site: Site, start: int, name: str, sizes: Sequence[Any], separate: bool) -> None:
-    mapped = [_new_value(site, size) for size in sizes]
-    if separate:
-        site.new.args = (*site.new.args[:start], *mapped)
-    else:
-        site.set(start, name, tuple(mapped))
-
-
-def _new_value(site: Site, value: Any) -> Any:
-    """An old node as an argument of the new node."""
-    if not isinstance(value, fx.Node):
-        return value
-    pairs = zip(site.old.all_input_nodes, site.new.all_input_nodes, strict=True)
-    return dict(pairs)[value]
-
-
-def sized(start: int, name: str) -> Row:
-    """Ops whose sizes are the output's: view, reshape, expand, factories."""
-
-    def row(site: Site) -> None:
-        sizes, separate = _sizes_argument(site, start, name)
-        if sizes and any(site.changed(axis) for axis in site.out):
-            _set_sizes(site, start, name, _resized(site, sizes, site.out), separate)
-
-    return row
-
-
-def repeat(site: Site) -> None:
-    """`repeat`, `tile`: how often each dimension occurs in the result."""
-    counts, separate = _sizes_argument(site, 1, "repeats")
-    axes = site.axes(site.old.args[0])
-    padded: list[Axis | None] = [None] * (len(site.out) - len(axes)) + list(axes)
-    counts = [1] * (len(site.out) - len(counts)) + list(counts)
-    new = [
-        site.width(out) // (1 if axis is None else site.width(axis))
-        if isinstance(count, int) and site.changed(out)
-        else count
-        for count, axis, out in zip(counts, padded, site.out, strict=True)
-    ]
-    _set_sizes(site, 1, "repeats" if site.old.op == "call_method" else "dims", new, separate)
 
 
 def repeat_interleave(site: Site) -> None:
@@ -98,15 +39,6 @@ def repeat_interleave(site: Site) -> None:
             site.select(dim % len(site.out), _constant_index(site, "aten::index_select"))
     elif site.changed(out):
         site.set(1, "repeats", site.width(out) // site.width(axis))
-
-
-def unflatten(site: Site) -> None:
-    """`unflatten(x, dim, sizes)`."""
-    dim = int(site.argument(1, "dim")) % len(site.axes(site.old.args[0]))
-    sizes = site.argument(2, "sizes")
-    axes = site.out[dim : dim + len(sizes)]
-    if any(site.changed(axis) for axis in axes):
-        _set_sizes(site, 2, "sizes", _resized(site, sizes, axes), False)
 
 
 def split(site: Site) -> None:
@@ -178,7 +110,7 @@ def getitem(site: Site) -> None:
 
 
 def _mapped(site: Site, item: Any) -> Any:
-    return fx.map_arg(item, lambda n: _new_value(site, n))
+    return fx.map_arg(item, lambda n: new_value(site, n))
 
 
 def _new_item(site: Site, axis: Axis, item: Any) -> Any:
@@ -248,7 +180,7 @@ def roll(site: Site) -> None:
         graph = site.new.graph
         for pair in [pair for pair in pairs if pair not in pruned]:
             with graph.inserting_before(site.new):
-                shift, dim = fx.map_arg(pair, lambda n: _new_value(site, n))
+                shift, dim = fx.map_arg(pair, lambda n: new_value(site, n))
                 rolled = graph.call_function(torch.roll, (site.new.args[0], shift, dim))
             site.new.args = (rolled, *site.new.args[1:])
         for position, (shift, dim) in enumerate(pruned):
@@ -333,14 +265,8 @@ def attention(site: Site) -> None:
 
 ROWS: Mapping[str, Row] = MappingProxyType(
     {
-        **dict.fromkeys(("view", "reshape"), sized(1, "shape")),
-        **dict.fromkeys(("expand", "broadcast_to"), sized(1, "size")),
-        **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full"), sized(1, "size")),
-        **dict.fromkeys(("zeros", "ones", "empty", "full"), sized(0, "size")),
-        "repeat": repeat,
-        "tile": repeat,
+        **SIZE_ROWS,
         "repeat_interleave": repeat_interleave,
-        "unflatten": unflatten,
         **dict.fromkeys(
             "split split_with_sizes chunk tensor_split unsafe_split unsafe_split_with_sizes "
             "unsafe_chunk".split(),

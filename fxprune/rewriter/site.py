@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -105,3 +105,7 @@ class Site:
     def record(self, *names: str) -> Record | None:
         """The first executed op of one of these names."""
         return next((r for r in self.records if r.call.name in names), None)
+
+
+Row: TypeAlias = Callable[[Site], None]
+"""Changes the arguments of `site.new`, or what it calls."""

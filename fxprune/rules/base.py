@@ -57,6 +57,7 @@ class Call:
     constant_of: Callable[[Tensor], Tensor | None]
     func: Any = field(compare=False)  # the ATen overload
     dynamic: bool = False  # a size that follows the model's inputs is among the arguments
+    direct: bool = False  # the graph's node calls this very op, so that a rewrite can reach it
 
     def __getitem__(self, argument: str) -> Any:
         return self.arguments[argument]

@@ -51,6 +51,11 @@ def like(call: Call) -> Effect:
 
 
 def sequence(call: Call) -> Effect:
+    """``arange`` and its kin: the entries that stay are picked from the whole sequence."""
+    return factory(call) if call.direct and not call.dynamic else indexed_factory(call)
+
+
+def indexed_factory(call: Call) -> Effect:
     """A factory whose values or strides depend on the index: its dimensions are frozen.
 
     So are those of ``repeat_interleave(repeats)``, which lists positions.
@@ -82,9 +87,10 @@ ELEMENTWISE: dict[str, Rule] = {
         """zeros_like ones_like full_like empty_like rand_like randn_like randint_like
         uniform normal exponential""",
     ),
+    **rows(sequence, "arange linspace logspace"),
     **rows(
-        sequence,
-        """arange linspace logspace eye rand randn randint randperm tril_indices triu_indices
+        indexed_factory,
+        """eye rand randn randint randperm tril_indices triu_indices
         hann_window hamming_window repeat_interleave empty_strided new_empty_strided
         empty_permuted""",
     ),

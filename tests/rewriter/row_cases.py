@@ -84,6 +84,19 @@ def attended(**options: object) -> Function:
 
 QKV = (3 * WIDTH, WIDTH)
 
+
+def merged_with_batch(m: Middle, x: Tensor) -> Tensor:
+    """Three heads side by side with the batch, as attention on 3-d tensors has them."""
+    y = x.view(x.shape[0], 4, 3, 4).transpose(1, 2).reshape(x.shape[0] * 3, 4, 4).sin()
+    return y.view(y.shape[0] // 3, 3, 4, 4).transpose(1, 2).flatten(2)
+
+
+def merged_by_inference(m: Middle, x: Tensor) -> Tensor:
+    y = x.view(x.shape[0], 4, 3, 4).transpose(1, 2).reshape(-1, 4, 4).sin()
+    assert y.shape[0] == 3 * x.shape[0]
+    return (y * y.shape[0]).view(y.shape[0] // 3, 3, 4, 4).transpose(1, 2).flatten(2)
+
+
 CASES: dict[str, Sequence[Case]] = {
     "view": [
         Case(lambda m, x: x.view(x.shape[0], 4, 3, 4).sum(2), 4),
@@ -107,6 +120,17 @@ CASES: dict[str, Sequence[Case]] = {
     "ones": [Case(lambda m, x: x * (torch.ones((4, 12), dtype=x.dtype) + m.p))],
     "empty": [Case(lambda m, x: x * (torch.empty(12, dtype=x.dtype).fill_(1.5) + m.p))],
     "full": [Case(lambda m, x: x * (torch.full((12,), 2.0, dtype=x.dtype) + m.p))],
+    "arange": [
+        Case(lambda m, x: x * (torch.arange(12, dtype=x.dtype) + 1)),
+        Case(lambda m, x: x + torch.pow(0.5, torch.arange(1, 13, dtype=x.dtype)) * m.p),
+    ],
+    "linspace": [Case(lambda m, x: x * torch.linspace(1, 2, 12, dtype=x.dtype))],
+    "logspace": [Case(lambda m, x: x * torch.logspace(0, 1, 12, dtype=x.dtype))],
+    "size": [Case(merged_with_batch), Case(merged_by_inference)],
+    "numel": [
+        Case(lambda m, x: x.view(x.numel() // 48, 4, 12)),
+        Case(lambda m, x: x.sum(0, keepdim=True) / x.numel() + x),
+    ],
     "repeat": [
         Case(lambda m, x: x * m.one.repeat(12)),
         Case(lambda m, x: x * (m.p + m.one.repeat(4, 12))),
