@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.capture import guards, leaves
-from fxprune.capture.canonicalize import Shape, canonicalize
+from fxprune.capture.canonicalize import canonicalize
+from fxprune.capture.chains import Shape
 from fxprune.capture.metacopy import Template
 from fxprune.capture.records import Attr, Capture, Expr, Mode, Rebuilt, Record, Ref, Spec
 from fxprune.capture.sizes import numel_of, plain, size_of

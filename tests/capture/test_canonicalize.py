@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from fxprune.capture import trace
-from fxprune.capture.canonicalize import _Group, groups
+from fxprune.capture.chains import Group, groups
 
 
 class Fn(nn.Module):
@@ -68,7 +68,28 @@ QKV: dict[str, tuple[Any, bool]] = {
         True,
     ),
     "last": (lambda x: x.unflatten(-1, (H * D, K)).unbind(-1), False),
-    "slice": (lambda x: (lambda y: (y[0], y[1:]))(x.unflatten(-1, (K, -1)).movedim(2, 0)), False),
+    "multi-query": (
+        lambda x: (lambda y: (y[..., :-2, :], y[..., [-2], :], y[..., -1, :]))(
+            x.view(*x.shape[:2], H * K, D)
+        ),
+        True,
+    ),
+    "runs": (
+        lambda x: (lambda y: (y[:, :1], y[:, 3:4], y[:, 1:3]))(
+            x.unflatten(-1, (H * K, D)).transpose(1, 2)
+        ),
+        True,
+    ),
+    "overlapping runs": (
+        lambda x: (lambda y: (y[:, :, :4], y[:, :, 3:]))(x.unflatten(-1, (H * K, D))),
+        False,
+    ),
+    "strided": (lambda x: (lambda y: (y[:, :, ::2],))(x.unflatten(-1, (H * K, D))), False),
+    "runs by size": (
+        lambda x: (lambda y: (y[:, :, : len(x)],))(x.unflatten(-1, (H * K, D))),
+        False,
+    ),
+    "moved": (lambda x: (lambda y: (y[0], y[1:]))(x.unflatten(-1, (K, -1)).movedim(2, 0)), False),
     "other user": (
         lambda x: (lambda y: (y.sum(), y.unbind(2)[0]))(x.unflatten(-1, (K, -1))),
         False,
@@ -176,4 +197,4 @@ def test_groups_are_a_correspondence(before: list[int], after: list[int]) -> Non
 def test_groups_are_the_finest() -> None:
     shape = ((2, 3), (4, 5), (30, 30))
     other = ((8, 15), (3, 3), (2, 2), (5, 5))
-    assert groups(shape, other) == [_Group((0, 1), (0,)), _Group((2,), (1, 2, 3))]
+    assert groups(shape, other) == [Group((0, 1), (0,)), Group((2,), (1, 2, 3))]
