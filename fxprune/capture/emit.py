@@ -16,6 +16,7 @@ from fxprune.capture.metacopy import Template
 from fxprune.capture.records import Attr, Capture, Expr, Mode, Rebuilt, Record, Ref, Spec
 from fxprune.capture.sizes import numel_of, plain, size_of
 from fxprune.capture.targets import LITERALS, mutates
+from fxprune.errors import TraceError
 from fxprune.modules import ByMode
 
 
@@ -250,19 +251,38 @@ def build(emitter: Emitter, model: nn.Module) -> fx.GraphModule:
     remove_dead(graph)
     if canonicalize(graph, emitter.shapes(), emitter.constant):
         remove_dead(graph)
-    used = {n.target for n in graph.nodes if n.op in ("get_attr", "call_module")}
+    readers = [n for n in graph.nodes if n.op in ("get_attr", "call_module")]
+    used = {n.target for n in readers}
     root = {name: value for name, value in emitter.root.items() if name in used}
-    gm = fx.GraphModule(_root(root), graph, type(model).__name__)
+    for node in readers:
+        node.target = free_name(node.target)
+    named = {free_name(name): value for name, value in root.items()}
+    if len(named) < len(root):
+        raise TraceError(
+            f"the model has two attributes for one name in the graph, among {sorted(root)}: those "
+            "named like an attribute of GraphModule get an underscore. Rename one of the two."
+        )
+    gm = fx.GraphModule(_root(named), graph, type(model).__name__)
     for name, value in root.items():
-        path, _, last = name.rpartition(".")
+        path, _, last = free_name(name).rpartition(".")
         if isinstance(value, Tensor) and not _persistent(model, name):
             gm.get_submodule(path)._non_persistent_buffers_set.add(last)
     gm.train(model.training)
+    originals = {free_name(path): path for path, _ in model.named_modules()}
     for path, module in gm.named_modules():
-        original = _submodule(model, path)
+        original = _submodule(model, originals.get(path, path))
         if original is not None:
             module.training = original.training
     return gm
+
+
+_TAKEN = frozenset({*dir(fx.GraphModule), "meta", "shape_env"}) - {*dir(nn.Module)}
+
+
+def free_name(path: str) -> str:
+    """A model's path in the graph: GraphModule has attributes like `code` and `graph` itself."""
+    first, dot, rest = path.partition(".")
+    return f"{first}_{dot}{rest}" if first in _TAKEN else path
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:

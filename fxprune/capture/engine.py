@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from fxprune.capture import dynamic as dims
 from fxprune.capture import guards
-from fxprune.capture.emit import Emitter, build
+from fxprune.capture.emit import Emitter, build, free_name
 from fxprune.capture.inputs import Inputs, Sizes, bind
 from fxprune.capture.lines import is_users
 from fxprune.capture.metacopy import Template, template
@@ -86,8 +86,14 @@ def trace(model: Any, example_inputs: Any, dynamic: Dynamic | None = None) -> fx
         steps=_steps(found),
         mode_notes=notes,
         omitted=inputs.omitted,
+        renamed=_renamed(model),
     )
     return gm
+
+
+def _renamed(model: nn.Module) -> dict[str, str]:
+    names = [*model._modules, *model._parameters, *model._buffers]
+    return {free_name(name): name for name in names if free_name(name) != name}
 
 
 def _steps(found: dims.Found) -> dict[str, dict[int, int]]:

@@ -132,6 +132,8 @@ class TraceInfo:
     differ from eval mode in a way that the graph does not follow. omitted: optional arguments of
     forward that the example inputs leave out. An output by such a name, like a cache of keys and
     values, is state that only the model itself reads.
+    renamed: name in the graph -> name in the model, of attributes that a GraphModule has itself
+    (`code`, `graph`, `meta`).
     """
 
     dropped: tuple[str, ...] = ()
@@ -140,3 +142,4 @@ class TraceInfo:
     steps: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     mode_notes: tuple[str, ...] = ()
     omitted: frozenset[str] = frozenset()
+    renamed: Mapping[str, str] = field(default_factory=dict)
