@@ -23,6 +23,9 @@ class Handmade:
     groups   the sizes of all its prunable groups in order of size: "24 4x6" stands for one of 24
              units and one that chooses among 6 units in each of 4 contexts
     at       for "parameter:dim", the sizes of the prunable groups that this dimension is in
+    share    of the entries of its weights, what groups must reach; less where weights map
+             positions to positions, or make a matrix that is more than its rows
+    limit    why its groups are coarser than these; the test then expects that they are
     """
 
     build: Callable[[], nn.Module]
@@ -30,6 +33,8 @@ class Handmade:
     inputs: Callable[[], Inputs]
     groups: str
     at: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    share: float = 0.95
+    limit: str = ""
 
 
 def floats(**shapes: tuple[int, ...]) -> Callable[[], Inputs]:

@@ -12,12 +12,34 @@ from torch import nn
 
 import fxprune
 from fxprune import Analysis, Group
-from tests.handmade import convolutional, detection, recurrent
+from tests.handmade import (
+    attention,
+    convolutional,
+    detection,
+    mixing,
+    positions,
+    recurrent,
+    structured,
+    transformers,
+)
 from tests.handmade.table import Handmade
 from tests.zoo import checks
 
-MODELS: dict[str, Handmade] = {**detection.MODELS, **convolutional.MODELS, **recurrent.MODELS}
+FAMILIES = (
+    detection,
+    convolutional,
+    recurrent,
+    transformers,
+    attention,
+    positions,
+    structured,
+    mixing,
+)
+MODELS: dict[str, Handmade] = {k: row for family in FAMILIES for k, row in family.MODELS.items()}
 every_model = pytest.mark.parametrize("name", MODELS)
+
+# torch's encoder packs what padding leaves when it runs eagerly; that is what is compared with.
+pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 
 
 @functools.lru_cache(maxsize=1)
@@ -58,13 +80,25 @@ def coverage(analysis: Analysis) -> float:
     return removable / entries
 
 
-@every_model
+def test_no_two_models_share_a_name() -> None:
+    assert len(MODELS) == sum(len(family.MODELS) for family in FAMILIES)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=row.limit))
+        if row.limit
+        else name
+        for name, row in MODELS.items()
+    ],
+)
 def test_its_groups_are_those_that_a_person_expects(name: str) -> None:
     _, _, analysis = prepared(name)
     row = MODELS[name]
     assert described(analysis.groups) == row.groups, str(analysis)
     assert {place: at(analysis.groups, place) for place in row.at} == dict(row.at)
-    assert coverage(analysis) >= 0.95
+    assert coverage(analysis) >= row.share
 
 
 @every_model
