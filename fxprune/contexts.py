@@ -16,34 +16,43 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from torch.utils._pytree import tree_leaves
+
 from fxprune.axes import Atom, Axis, Concat, Product, factors_of, find, leaves, segments_of
-from fxprune.propagate import Propagation, Record
-from fxprune.rules.base import Layout
+from fxprune.propagate import Propagation, Record, TensorAxes
+from fxprune.rules.base import Kind, Layout
 
 _RENUMBERED = frozenset({"aten::roll", "aten::index", "aten::index_select"})
 """Ops with an index of their own, which can be renumbered only if it does not depend on a context
 in another dimension."""
 
+_ORDERED = frozenset({Kind.STATISTIC, Kind.BATCH_NORM})
+"""Kinds of ops whose operands masked interpretation slices, as parameters are sliced."""
+
 
 def contexts(propagation: Propagation) -> Mapping[Atom, frozenset[Atom]]:
     """For every free atom that occurs in a product, the atoms it may depend on."""
     found: dict[Atom, frozenset[Atom]] = {}
-    seen: set[tuple[int, ...]] = set()
+    seen: set[tuple[bool, tuple[int, ...]]] = set()
 
-    def narrow(layout: Layout) -> None:
-        key = tuple(id(find(axis)) for axis in layout)
+    def narrow(layout: Layout, ordered: bool) -> None:
+        key = ordered, tuple(id(find(axis)) for axis in layout)
         if key not in seen:
             seen.add(key)
-            for atom, companions in _companions(layout).items():
+            for atom, companions in _companions(layout, ordered).items():
                 found[atom] = found.get(atom, companions) & companions
 
     for layout in propagation.layouts.values():
-        narrow(layout)
+        narrow(layout, True)
+    for leaf in tree_leaves(list(propagation.nodes.values())):
+        if isinstance(leaf, TensorAxes):
+            narrow(leaf.axes, True)
     for record in propagation.records:
+        ordered = record.effect.kind in _ORDERED or record.call.name in _RENUMBERED
         for _, layout in record.inputs:
-            narrow(layout)
+            narrow(layout, ordered)
         for layout in record.effect.outputs:
-            narrow(layout)
+            narrow(layout, ordered)
         over = _atoms(record.effect.over)
         if over:
             layouts = [layout for _, layout in record.inputs] + list(record.effect.outputs)
@@ -81,14 +90,19 @@ def _repeated(layouts: Iterable[Layout]) -> set[Atom]:
     return repeated
 
 
-def _companions(layout: Sequence[Axis]) -> dict[Atom, frozenset[Atom]]:
-    """For each free atom of a tensor, the atoms that are once in every monomial with it."""
+def _companions(layout: Sequence[Axis], ordered: bool) -> dict[Atom, frozenset[Atom]]:
+    """For each free atom of a tensor, the atoms that are once in every monomial with it.
+
+    In a tensor that is sliced, or whose indices are numbered (`ordered`), they must also stand
+    before it where both share a dimension. What an op of several steps makes on the way, as einsum
+    does when it merges ``d, h``, is neither.
+    """
     common = [_always(axis) for axis in layout]
     anywhere = [_atoms([axis]) for axis in layout]
     result: dict[Atom, frozenset[Atom]] = {}
     for position, axis in enumerate(layout):
         elsewhere = [p for p in range(len(layout)) if p != position]
-        for atom, path in _paths(axis):
+        for atom, path in _paths(axis, ordered):
             if atom.reason is not None or atom.size == 1:
                 continue
             counts: dict[Atom, int] = {}
@@ -123,11 +137,11 @@ def _always(axis: Axis) -> frozenset[Atom]:
     return frozenset(leaves(axis))
 
 
-def _paths(axis: Axis) -> list[tuple[Atom, tuple[Atom, ...]]]:
+def _paths(axis: Axis, ordered: bool) -> list[tuple[Atom, tuple[Atom, ...]]]:
     """Each occurrence of an atom in a dimension, with the atoms that always stand beside it."""
     axis = find(axis)
     if isinstance(axis, Concat):
-        return [entry for segment in segments_of(axis) for entry in _paths(segment)]
+        return [entry for segment in segments_of(axis) for entry in _paths(segment, ordered)]
     if isinstance(axis, Product):
         factors = factors_of(axis)
         always = [tuple(_always(factor)) for factor in factors]
@@ -137,10 +151,10 @@ def _paths(axis: Axis) -> list[tuple[Atom, tuple[Atom, ...]]]:
             beside: list[Atom] = []
             for p in range(len(factors)):
                 if p != position:
-                    # A context stands before what depends on it; behind it is as bad as twice.
-                    beside.extend(always[p] * (1 if p < position else 2))
+                    # Behind what depends on it, a context is as bad as twice.
+                    beside.extend(always[p] * (2 if ordered and p > position else 1))
                     partial = anywhere[p] - set(always[p])
                     beside.extend(a for a in partial for _ in range(2))
-            entries += [(atom, path + tuple(beside)) for atom, path in _paths(factor)]
+            entries += [(atom, path + tuple(beside)) for atom, path in _paths(factor, ordered)]
         return entries
     return [(atom, ()) for atom in leaves(axis)]

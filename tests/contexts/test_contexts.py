@@ -224,6 +224,20 @@ class DimensionMajor(nn.Module):
         return self.out((q * k).sum(2))
 
 
+class ContractedTogether(Attention):
+    """Values and their maps (heads, features, width) meet in an einsum, which merges ``d, h``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.back = nn.Parameter(torch.randn(HEADS, INNER, WIDTH))
+        del self.out
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.heads(x, layer) for layer in (self.q, self.k, self.v))
+        y = self.scores(q @ k.transpose(-2, -1)) @ v
+        return torch.einsum("bhtd,hdc->btc", y, self.back)
+
+
 class GroupedConvolutions(nn.Module):
     """Channels between two grouped convolutions: chosen per group."""
 
@@ -282,6 +296,7 @@ CASES = {
     "flip over the head dimension": Case(FlippedDims, {"q": HEADS, "v": 1}),
     "cross covariance": Case(CrossCovariance, {"q": HEADS, "k": HEADS}),
     "dimension major": Case(DimensionMajor, {"q": 1}),
+    "contracted with the heads": Case(ContractedTogether, {"q": HEADS, "v": HEADS}),
     "grouped convolutions": Case(GroupedConvolutions, {"first": 4, "grouped": 4}),
     "grouped convolution and residual": Case(ResidualGroups, {"first": 1}),
 }
