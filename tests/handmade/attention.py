@@ -345,7 +345,6 @@ MODELS = {
         *SEQUENCES,
         PLAIN,
         {"q:0": "4", "q:2": "4x6", "v:2": "4x6"},
-        limit="einsum contracts (d, h) in the order of its letters, where d stands first",
     ),
     "grouped_interleave": grouped(GroupedInterleave),
     "grouped_expand": grouped(GroupedExpand),

@@ -13,6 +13,7 @@ from torch import nn
 import fxprune
 from fxprune import Analysis, Group
 from tests.handmade import (
+    assorted,
     attention,
     convolutional,
     detection,
@@ -34,6 +35,7 @@ FAMILIES = (
     positions,
     structured,
     mixing,
+    assorted,
 )
 MODELS: dict[str, Handmade] = {k: row for family in FAMILIES for k, row in family.MODELS.items()}
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -116,6 +118,11 @@ def test_pruned_equals_the_masked_original(name: str) -> None:
     expected = checks.run(masked, inputs)
     assert checks.relative_error(checks.run(pruned, inputs), expected) <= checks.TOLERANCE
     assert checks.relative_error(eager, expected) > 1e-3, "nothing was masked"
+
+    largest = max((plan.group(group) for group in plan.kept_units), key=lambda group: group.size)
+    checks.spoil(pruned, largest, inputs)
+    wrong = checks.relative_error(checks.run(pruned, inputs), expected)
+    assert wrong > 100 * checks.TOLERANCE, "one wrong index went unnoticed"
 
 
 @every_model
