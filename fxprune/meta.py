@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,15 +15,31 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fxprune.errors import AnalysisError
 
+Shapes = list[tuple[int, ...]]
 
-def run_on_meta(module: fx.GraphModule) -> Mapping[fx.Node, Any]:
-    """Every node's value when the graph runs on meta tensors of the example sizes."""
+
+def shapes_on_meta(module: fx.GraphModule) -> Mapping[fx.Node, Shapes]:
+    """The shapes of every node's tensors when the graph runs on meta at the example sizes."""
     shadow, _, _ = meta_shadow(module)
-    interpreter = fx.Interpreter(shadow, garbage_collect_values=False, graph=module.graph)
+    interpreter = _ShapeInterpreter(shadow, garbage_collect_values=False, graph=module.graph)
     values = example_values(module, None)
     with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]), _on_meta():
         interpreter.run(*values, enable_io_processing=False)
-    return interpreter.env
+    return interpreter.shapes
+
+
+class _ShapeInterpreter(fx.Interpreter):
+    """Notes shapes at once: a later node may change that of a tensor in place."""
+
+    @cached_property
+    def shapes(self) -> dict[fx.Node, Shapes]:
+        return {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        leaves = tree_leaves(unpacked(value))
+        self.shapes[n] = [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
+        return value
 
 
 def example_values(traced: fx.GraphModule, inputs: tuple[Any, ...] | None) -> tuple[Any, ...]:

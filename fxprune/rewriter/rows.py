@@ -34,6 +34,8 @@ def repeat_interleave(site: Site) -> None:
             site.set(1, "repeats", site.width(site.out[0]) // entries)
         return
     axis, out = axes[dim], site.out[dim]
+    if site.old.kwargs.get("output_size") is not None and site.changed(out):
+        site.new.update_kwarg("output_size", site.width(out))
     if not isinstance(site.argument(1, "repeats"), int):
         if site.changed(axis):
             site.select(dim % len(site.out), _constant_index(site, "aten::index_select"))

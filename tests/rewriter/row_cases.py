@@ -144,6 +144,7 @@ CASES: dict[str, Sequence[Case]] = {
         Case(lambda m, x: x * m.one.repeat_interleave(12, 0)),
         Case(lambda m, x: x * torch.repeat_interleave(m.one, 12, dim=0)),
         Case(lambda m, x: x * m.one.repeat_interleave(12)),
+        Case(lambda m, x: x.repeat_interleave(2, dim=2, output_size=24), 24),
     ],
     "unflatten": [
         Case(lambda m, x: x.unflatten(2, (3, 4)).sum(2), 4),
