@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fxprune.capture.shapes import MODULES
 from fxprune.errors import AnalysisError
 
 Shapes = list[tuple[int, ...]]
@@ -40,6 +41,22 @@ class _ShapeInterpreter(fx.Interpreter):
         leaves = tree_leaves(unpacked(value))
         self.shapes[n] = [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
         return value
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        if isinstance(module, nn.RNNBase):
+            return _recurrent(module, *args, **kwargs)
+        return module(*args, **kwargs)
+
+
+def _recurrent(module: nn.RNNBase, input: Any, hx: Any = None) -> Any:
+    """Run one time step: on meta, kernels decompose into ops per step, which are all alike."""
+    rule = MODULES.get(type(module))
+    result = None if rule is None else rule(module, input, hx)
+    if result is None:
+        return module(input, hx)
+    module(input.narrow(1 if input.dim() == 3 and module.batch_first else 0, 0, 1), hx)
+    return result
 
 
 def example_values(traced: fx.GraphModule, inputs: tuple[Any, ...] | None) -> tuple[Any, ...]:
