@@ -388,9 +388,8 @@ class _Interpreter(fx.Interpreter):
 
 def _without(output: Any, names: frozenset[str]) -> Any:
     """The parts of a model's output but those of the given names."""
-    if isinstance(output, Tensor) or not (
-        isinstance(output, Mapping) or hasattr(output, "__dict__")
-    ):
+    named = isinstance(output, Mapping) or hasattr(output, "__dict__")
+    if not named or isinstance(output, (Tensor, tuple, list)):  # a graph's lists have attributes
         return output
     parts = output if isinstance(output, Mapping) else vars(output)
     return {name: part for name, part in parts.items() if name not in names}
