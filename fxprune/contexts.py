@@ -9,6 +9,8 @@ segments):
 (b) no op contracts, reduces, normalises or scans over H while D is a spectator, and none contracts
     D for all pairs of indices of H.
 
+Rows that data assigns to the indices of H (see `fxprune.lookups`) stand for H.
+
 Contexts only shrink, so one pass over parameters and ops intersects sets.
 """
 
@@ -19,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch.utils._pytree import tree_leaves
 
 from fxprune.axes import Atom, Axis, Concat, Product, factors_of, find, leaves, segments_of
+from fxprune.lookups import followed
 from fxprune.propagate import Propagation, Record, TensorAxes
 from fxprune.rules.base import Kind, Layout
 
@@ -34,6 +37,10 @@ def contexts(propagation: Propagation) -> Mapping[Atom, frozenset[Atom]]:
     """For every free atom that occurs in a product, the atoms it may depend on."""
     found: dict[Atom, frozenset[Atom]] = {}
     seen: set[tuple[bool, tuple[int, ...]]] = set()
+    tables: Mapping[Axis, Axis] = dict(followed(propagation.records))
+
+    def standing(layout: Layout) -> Layout:
+        return tuple(tables.get(find(axis), axis) for axis in layout) if tables else layout
 
     def narrow(layout: Layout, ordered: bool) -> None:
         key = ordered, tuple(id(find(axis)) for axis in layout)
@@ -44,23 +51,24 @@ def contexts(propagation: Propagation) -> Mapping[Atom, frozenset[Atom]]:
 
     for layout in propagation.layouts.values():
         narrow(layout, True)
-    for leaf in tree_leaves(list(propagation.nodes.values())):
-        if isinstance(leaf, TensorAxes):
-            narrow(leaf.axes, True)
+    for node, value in propagation.nodes.items():
+        for leaf in tree_leaves(value):
+            if isinstance(leaf, TensorAxes):  # nobody could tell what stays of an output by data
+                narrow(leaf.axes if node.op == "output" else standing(leaf.axes), True)
     for record in propagation.records:
         ordered = record.effect.kind in _ORDERED or record.call.name in _RENUMBERED
         for _, layout in record.inputs:
-            narrow(layout, ordered)
+            narrow(standing(layout), ordered)
         for layout in record.effect.outputs:
-            narrow(layout, ordered)
-        over = _atoms(record.effect.over)
+            narrow(standing(layout), ordered)
+        over = _atoms(standing(record.effect.over))
         if over:
             layouts = [layout for _, layout in record.inputs] + list(record.effect.outputs)
             for atom in {a for layout in layouts for a in _atoms(layout)} - over:
                 if atom in found:
                     found[atom] -= over
             for atom in over & found.keys():
-                found[atom] -= _repeated(record.effect.outputs)
+                found[atom] -= _repeated(map(standing, record.effect.outputs))
         if record.call.name in _RENUMBERED:
             for axis in _moved(record):
                 for atom in _atoms([axis]) & found.keys():

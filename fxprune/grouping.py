@@ -19,6 +19,7 @@ from fxprune.axes import Atom, Axis, Concat, Product, factors_of, find, leaves, 
 from fxprune.contexts import contexts
 from fxprune.errors import AnalysisError
 from fxprune.groups import Group, Member, Role
+from fxprune.lookups import followed
 from fxprune.maskable import flagged_atoms
 from fxprune.propagate import Propagation
 from fxprune.roles import Roles, roles_of
@@ -109,12 +110,14 @@ class Grouped:
 
     units     the key of an atom → its group's name and the number of its first unit there
     contexts  a group's name → the atom whose indices are its contexts
+    looked_up  atoms that rows of other tensors stand for, by data
     """
 
     free: tuple[Group, ...]
     frozen: tuple[Group, ...]
     units: Mapping[int, tuple[str, int]]
     contexts: Mapping[str, Atom]
+    looked_up: frozenset[Atom] = frozenset()
 
 
 def build_groups(propagation: Propagation) -> Grouped:
@@ -127,6 +130,8 @@ class _Grouping:
         self.propagation = propagation
         self.tables = ColumnTables()
         self.trainable = propagation.trainable
+        self.flags = flagged_atoms(propagation)
+        self.looked_up = frozenset(followed(propagation.records).values())
         self.layouts = {name: layout for name, layout in propagation.layouts.items() if layout}
         self.first: dict[Atom, tuple[str, int]] = {}
         self.usage: dict[Atom, Counter[tuple[str, int]]] = {}
@@ -184,7 +189,8 @@ class _Grouping:
         """Give each atom the largest context that it may have.
 
         A context must itself have none, and stand before the atom wherever both share a dimension,
-        so that every context's indices are neighbours in row-major order.
+        so that every context's indices are neighbours in row-major order. Where only data says
+        which context an entry has, nothing could mask it: the atom must be maskable.
         """
         allowed = contexts(self.propagation)
         for draft in self.drafts:
@@ -193,7 +199,10 @@ class _Grouping:
                 candidates = [
                     c
                     for c in sorted(allowed.get(atom, ()), key=lambda a: (-a.size, a.key))
-                    if c in self.usage and not self.draft_of[c].context and self._before(c, atom)
+                    if c in self.usage
+                    and not self.draft_of[c].context
+                    and self._before(c, atom)
+                    and not (c in self.looked_up and atom in self.flags)
                 ]
                 draft.context = candidates[0] if candidates else None
 
@@ -213,7 +222,7 @@ class _Grouping:
         """Put the drafts, their contexts, roles and flags together."""
         majors = self._majors()
         self._choose_contexts()
-        flags = flagged_atoms(self.propagation)
+        flags = self.flags
         roles = roles_of(self.propagation)
         free: list[Group] = []
         frozen: list[Group] = []
@@ -242,7 +251,11 @@ class _Grouping:
         }
         chosen = {draft.name: draft.context for draft in self.drafts if draft.context is not None}
         return Grouped(
-            tuple(free), tuple(frozen), MappingProxyType(units), MappingProxyType(chosen)
+            tuple(free),
+            tuple(frozen),
+            MappingProxyType(units),
+            MappingProxyType(chosen),
+            self.looked_up,
         )
 
     def _outer(self, draft: _Draft, majors: Mapping[Atom, tuple[Atom, ...]]) -> str | None:

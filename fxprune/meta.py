@@ -127,6 +127,15 @@ def _parts(leaf: Any, depth: int) -> Any:
     return parts if any(isinstance(part, Tensor) for part in tree_leaves(parts)) else leaf
 
 
+def without(output: Any, names: frozenset[str]) -> Any:
+    """The parts of a model's output but those of the given names."""
+    named = isinstance(output, Mapping) or hasattr(output, "__dict__")
+    if not named or isinstance(output, (Tensor, tuple, list)):  # a graph's lists have attributes
+        return output
+    parts = output if isinstance(output, Mapping) else vars(output)
+    return {name: part for name, part in parts.items() if name not in names}
+
+
 def call_on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """Run an op so that what it creates is on meta. Returns the result and the kwargs used."""
     creates = not any(isinstance(a, Tensor) for a in tree_leaves((args, kwargs)))

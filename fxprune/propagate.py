@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from fxprune.algebra import Algebra
 from fxprune.axes import Axis, factors_of, is_frozen
 from fxprune.errors import AnalysisError
-from fxprune.meta import call_on_meta, example_values, meta_shadow, named_tensors, unpacked
+from fxprune.lookups import join_tables
+from fxprune.meta import call_on_meta, example_values, meta_shadow, named_tensors, unpacked, without
 from fxprune.modules import SizedCustomGradient
 from fxprune.rules import MODULE_RULES, RULES
 from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, tensors_in
@@ -90,6 +91,7 @@ def propagate(traced: fx.GraphModule, inputs: tuple[Any, ...] | None = None) -> 
     values = example_values(traced, inputs)
     with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]), mode:
         interpreter.run(*values, enable_io_processing=False)
+    join_tables(mode.records, mode.algebra)
     return Propagation(
         mode.algebra,
         MappingProxyType(layouts),
@@ -325,7 +327,7 @@ class _Interpreter(fx.Interpreter):
         if n.op == "placeholder":
             self._declare_fixed(value, "model input")
         if n.op == "output":
-            self._freeze(_without(value, self.state), "model output")
+            self._freeze(without(value, self.state), "model output")
         self.layouts[n] = self.layouts_in(value)
         return value
 
@@ -384,15 +386,6 @@ class _Interpreter(fx.Interpreter):
             for axis in self.mode.layout_of(tensor):
                 if not is_frozen(axis):
                     self.mode.algebra.freeze(axis, reason)
-
-
-def _without(output: Any, names: frozenset[str]) -> Any:
-    """The parts of a model's output but those of the given names."""
-    named = isinstance(output, Mapping) or hasattr(output, "__dict__")
-    if not named or isinstance(output, (Tensor, tuple, list)):  # a graph's lists have attributes
-        return output
-    parts = output if isinstance(output, Mapping) else vars(output)
-    return {name: part for name, part in parts.items() if name not in names}
 
 
 def _tensors(value: Any) -> Iterable[Tensor]:

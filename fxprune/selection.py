@@ -108,7 +108,8 @@ class Selection:
         """Where the entries that stay are in a tensor: int64 flat positions, in the shape after
         pruning.
 
-        None if the tensor keeps all its entries.
+        None if the tensor keeps all its entries. Indices that stay or go by data, as hidden units
+        of each token's expert, count as staying: where they go they hold what masking leaves.
         """
         if not any(self.changed(axis) for axis in layout):
             return None
@@ -126,6 +127,8 @@ class Selection:
                     offsets.setdefault(name, {})[atom.key] = offset
             for name, numbers in offsets.items():
                 group, context = self.plan.group(name), grouped.contexts.get(name)
+                if context in grouped.looked_up and not any(context in leaves(a) for a in layout):
+                    continue  # data says which entries stay
                 for member in make_members(
                     self._tables, "tensor", layout, dim, "producer", numbers, context
                 ):

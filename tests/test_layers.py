@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"axes", "algebra"}),
     frozenset({"capture", "modules", "meta"}),
     frozenset({"rules"}),
-    frozenset({"propagate", "maskable", "contexts", "roles", "groups", "grouping"})
+    frozenset({"propagate", "lookups", "maskable", "contexts", "roles", "groups", "grouping"})
     | {"analysis", "coverage", "explanations", "plans", "selection", "slicing"},
     frozenset({"cost", "statistics"}),
     frozenset({"criteria", "allocation"}),

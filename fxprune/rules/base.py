@@ -37,12 +37,22 @@ class Kind(enum.Enum):
 
 
 @dataclass(frozen=True)
+class Lookup:
+    """Each index of `rows` stands for an index of `table`, by the data in `index`."""
+
+    rows: Axis
+    table: Axis
+    index: Tensor
+
+
+@dataclass(frozen=True)
 class Effect:
     """The axes of each output tensor, and how the op treats removed positions."""
 
     outputs: tuple[Layout, ...]
     kind: Kind
     over: Layout = ()
+    lookup: Lookup | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +166,7 @@ __all__ = [
     "Effect",
     "Kind",
     "Layout",
+    "Lookup",
     "Rule",
     "broadcast",
     "dims_of",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fxprune.axes import Axis
-from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, broadcast, rows
+from fxprune.rules.base import Call, Effect, Kind, Layout, Lookup, Rule, broadcast, rows
 
 
 def _contract(outputs: Layout, over: Layout) -> Effect:
@@ -79,7 +79,9 @@ def grouped_mm(call: Call) -> Effect:
     algebra = call.algebra
     (tokens, features), (expert, source, target) = call.axes("input"), call.axes("weight")
     call.freeze((tokens, expert, *call.axes("offs")), "rows are sorted by data")
-    return _contract((tokens, target), (algebra.unify(features, source),))
+    over = (algebra.unify(features, source),)
+    lookup = Lookup(tokens, expert, call["offs"])
+    return Effect(((tokens, target),), Kind.CONTRACT, over, lookup)
 
 
 def convolution(call: Call) -> Effect:

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fxprune.axes import Axis, is_frozen
-from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, broadcast, index_values, rows
+from fxprune.rules.base import (
+    Call,
+    Effect,
+    Kind,
+    Layout,
+    Lookup,
+    Rule,
+    broadcast,
+    index_values,
+    rows,
+)
 
 
 def _moved(*outputs: Layout) -> Effect:
@@ -46,7 +56,8 @@ def index(call: Call) -> Effect:
     (place, tensor), *others = places
     if not others and tensor.dim() == 1:
         selected = _selected(call, axes[place], tensor)
-        return _moved((*axes[:place], selected, *axes[place + 1 :]))
+        lookup = Lookup(selected, axes[place], tensor)
+        return Effect(((*axes[:place], selected, *axes[place + 1 :]),), Kind.MOVE, (), lookup)
     return _moved(_looked_up(call, places))
 
 

@@ -1,0 +1,109 @@
+"""Each expert may choose its own hidden units, wherever data says which expert a row has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from tests.zoo import checks
+
+EXPERTS, HIDDEN = 3, 6
+
+
+class Experts(nn.Module):
+    """One expert per token: its two matrices are looked up, as in a mixture of experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(4, EXPERTS)
+        self.up = nn.Parameter(torch.randn(EXPERTS, 2 * HIDDEN, 4))
+        self.down = nn.Parameter(torch.randn(EXPERTS, 5, HIDDEN))
+
+    def chosen(self, x: Tensor) -> Tensor:
+        return self.gate(x).argmax(-1)
+
+    def hidden(self, x: Tensor, expert: Tensor) -> Tensor:
+        gate, value = torch.bmm(self.up[expert], x[..., None]).squeeze(-1).chunk(2, dim=-1)
+        return torch.sigmoid(gate) * value
+
+    def forward(self, x: Tensor) -> Tensor:
+        expert = self.chosen(x)
+        return torch.bmm(self.down[expert], self.hidden(x, expert)[..., None]).squeeze(-1)
+
+
+class Misled(Experts):
+    """The second matrix is another expert's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.hidden(x, self.chosen(x))
+        return torch.bmm(self.down[self.chosen(x.flip(-1))], hidden[..., None]).squeeze(-1)
+
+
+class Mixed(Experts):
+    """Hidden units of different experts are added up."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        expert = self.chosen(x)
+        hidden = self.hidden(x, expert)
+        hidden = hidden + hidden.sum(0)
+        return torch.bmm(self.down[expert], hidden[..., None]).squeeze(-1)
+
+
+class Shuffled(Experts):
+    """Rows change their places between the two matrices."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        expert = self.chosen(x)
+        hidden = self.hidden(x, expert)[torch.argsort(x[:, 0])]
+        return torch.bmm(self.down[expert], hidden[..., None]).squeeze(-1)
+
+
+class Overwritten(Experts):
+    """The index is changed between the two lookups."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        expert = self.chosen(x)
+        hidden = self.hidden(x, expert)
+        expert.clamp_(max=EXPERTS - 2)
+        return torch.bmm(self.down[expert], hidden[..., None]).squeeze(-1)
+
+
+class Normalised(Experts):
+    """A statistic over hidden units, which no data-dependent mask could take out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        expert = self.chosen(x)
+        hidden = self.hidden(x, expert).softmax(-1)
+        return torch.bmm(self.down[expert], hidden[..., None]).squeeze(-1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "contexts"),
+    [(Experts, EXPERTS), (Misled, 1), (Mixed, 1), (Shuffled, 1), (Overwritten, 1), (Normalised, 1)],
+)
+def test_experts_choose_where_nothing_relates_their_units(kind: type, contexts: int) -> None:
+    torch.manual_seed(0)
+    model = kind().double()
+    traced = fxprune.trace(model, torch.randn(7, 4, dtype=torch.float64))
+    analysis = fxprune.analyze(traced, strict=True)
+    (group,) = (g for g in analysis.groups if g.size == HIDDEN)
+    assert group.contexts == contexts
+    plan = checks.random_plan(analysis, lambda group: True)
+    pruned = fxprune.rewrite(traced, plan)
+    inputs = {"x": torch.randn(50, 4, dtype=torch.float64)}
+    assert checks.verify_all(traced, plan, pruned, inputs).ok
+    if group.maskable:
+        checks.apply_masks(model, plan)
+        error = checks.relative_error(checks.run(pruned, inputs), checks.run(model, inputs))
+        assert error <= checks.TOLERANCE
+    checks.spoil(pruned, group, inputs)
+    assert not checks.verify_all(traced, plan, pruned, inputs).ok
+
+
+def test_choices_differ_between_experts() -> None:
+    analysis = fxprune.analyze(fxprune.trace(Experts(), torch.randn(7, 4)))
+    plan = checks.random_plan(analysis, lambda group: group.size == HIDDEN)
+    ((_, kept),) = plan.kept_units.items()
+    assert len(set(map(tuple, kept))) > 1
