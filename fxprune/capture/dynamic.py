@@ -120,6 +120,25 @@ class _Search:
                     return result, finer
         return capture, chosen
 
+    def multiples(
+        self, capture: Capture, chosen: list[Symbol], batch: Symbol
+    ) -> tuple[Capture, list[Symbol]]:
+        """Let a batch grow by several at a time where it cannot by one.
+
+        Frames of videos and parallel streams of tokens lie side by side in the batch dimension.
+        """
+        if any(place in symbol.places for symbol in chosen for place in batch.places):
+            return capture, chosen
+        others = [s if self.careful else replace(s, careful=s.wide, unit=1) for s in chosen]
+        for unit in (n for n in range(2, batch.size + 1) if batch.size % n == 0):
+            sizes = (batch.size + unit * (s - batch.size) for s in batch.careful)
+            stepped = replace(batch, careful=(next(sizes), next(sizes)), unit=unit)
+            result = self.attempt([stepped, *others], careful=True)
+            if isinstance(result, Capture):
+                self.careful = True
+                return result, [stepped, *others]
+        return capture, chosen
+
     def _merge_equal(self, candidates: Sequence[Symbol], alone: list[Symbol]) -> None:
         """Let dimensions of equal size that cannot vary alone vary together."""
         by_size: dict[int, list[Symbol]] = {}
@@ -205,6 +224,8 @@ def search(inputs: Inputs, base: Capture, run: Run, dynamic: Mapping[str, Any] |
         else:
             candidates.append(symbol)
     capture, chosen = searcher.finer(*searcher.best(candidates))
+    if everything[0] in candidates:
+        capture, chosen = searcher.multiples(capture, chosen, everything[0])
     varying = {place for symbol in chosen for place in symbol.places}
     for symbol in candidates:
         if any(wanted.get(p) and p not in varying for p in symbol.places):

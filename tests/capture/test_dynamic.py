@@ -228,3 +228,13 @@ def test_the_unit_of_image_sizes_is_as_small_as_can_be_proven() -> None:
     assert agrees(gm, model, 2, 3, 68, 20)
     with pytest.raises(TraceError, match="multiples of 4"):
         gm(torch.randn(1, 3, 66, 64))
+
+
+def test_a_batch_of_frames_grows_by_whole_videos() -> None:
+    model = Fn(lambda x: x.reshape(x.shape[0] // 3, 3, -1).mean(1))
+    gm = trace(model, torch.randn(6, 5))
+    assert info(gm).steps == {"x": {0: 3}}
+    assert info(gm).dynamic == {"x": (0, 1)}
+    assert agrees(gm, model, 9, 7)
+    with pytest.raises(TraceError, match="multiples of 3"):
+        gm(torch.randn(7, 5))
