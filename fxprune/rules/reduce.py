@@ -95,6 +95,17 @@ def matrices(call: Call) -> Effect:
     return Effect(tuple((*batch, *out[len(batch) :]) for out in outputs), Kind.STATISTIC, axes[-2:])
 
 
+def solve_triangular(call: Call) -> Effect:
+    """``linalg_solve_triangular(A, B, left)``: each column of B (row, if not left) on its own."""
+    matrix, values = call.axes("self"), list(call.axes("B"))
+    solved = -2 if call["left"] else -1
+    call.freeze((*matrix[-2:], values[solved]), "rows and columns of a matrix")
+    result = call.outputs[0]
+    batch = broadcast(call, [matrix[:-2], tuple(values[:-2])], result.shape[:-2])
+    values[solved] = call.fresh(result, "rows and columns of a matrix")[solved]
+    return Effect(((*batch, *values[-2:]),), Kind.WINDOW, (*matrix[-2:],))
+
+
 def distances(call: Call) -> Effect:
     """``cdist``: distances between rows; the features are summed over."""
     left, right = call.axes("x1"), call.axes("x2")
@@ -149,6 +160,7 @@ REDUCTIONS: dict[str, Rule] = {
     ),
     **rows(fourier, "_fft_c2c _fft_r2c _fft_c2r"),
     **rows(matrices, "linalg_inv_ex linalg_qr _linalg_svd _linalg_eigh linalg_matrix_exp"),
+    "linalg_solve_triangular": solve_triangular,
     "_cdist_forward": distances,
     "linalg_cross": cross,
     "renorm": renorm,

@@ -72,6 +72,21 @@ REDUCTIONS: tuple[Sample, ...] = (
     ),
     sample("_fft_c2r", lambda x: torch.fft.irfft(torch.complex(x, x), dim=1), real(2, 4, 3)),
     sample("linalg_inv_ex", lambda x: torch.linalg.inv(x), real(2, 3, 3)),
+    sample(
+        "linalg_solve_triangular",
+        lambda x, y: torch.linalg.solve_triangular(x.tril() + 3 * torch.eye(3), y, upper=False),
+        real(2, 3, 3),
+        real(2, 3, 4),
+        over_flagged="the result is zero where the right side is, whatever the matrix holds",
+    ),
+    sample(
+        "linalg_solve_triangular",
+        lambda x, y: torch.linalg.solve_triangular(
+            x.triu() + 3 * torch.eye(3), y, upper=True, left=False
+        ),
+        real(3, 3),
+        real(2, 4, 3),
+    ),
     sample("linalg_matrix_exp", lambda x: torch.matrix_exp(x), real(2, 3, 3)),
     sample("linalg_qr", lambda x: torch.linalg.qr(x), real(2, 4, 3)),
     sample(
