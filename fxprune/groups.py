@@ -124,13 +124,16 @@ class Member:
         """
         self.check_shape(tuple(entries.shape), group)
         others = [dim for dim in range(entries.dim()) if dim not in self.dims]
-        summed = entries.sum(dim=others) if others else entries
+        return self.collect(entries.sum(dim=others) if others else entries, group)
+
+    def collect(self, sums: Tensor, group: Group) -> Tensor:
+        """What `reduce` makes of sums over all dimensions but `.dims`, which stand in order."""
         if self.dims != tuple(sorted(self.dims)):
-            summed = summed.t()
-        slots = self.slots(group).to(entries.device)
+            sums = sums.t()
+        slots = self.slots(group).to(sums.device)
         own = slots >= 0
-        total = torch.zeros(group.slots, dtype=summed.dtype, device=entries.device)
-        return total.index_add(0, slots[own], summed[own]).reshape(group.shape)
+        total = torch.zeros(group.slots, dtype=sums.dtype, device=sums.device)
+        return total.index_add(0, slots[own], sums[own]).reshape(group.shape)
 
     def entries(self, parameter: Tensor, group: Group) -> Tensor:
         """The entries of each unit, in the order of the parameter's indices.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -13,6 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fxprune import meta_kernels
+from fxprune.capture.metacopy import copy_module
 from fxprune.capture.shapes import MODULES
 from fxprune.errors import AnalysisError
 
@@ -94,7 +95,7 @@ def meta_shadow(traced: fx.GraphModule) -> tuple[nn.Module, dict[int, str], dict
             real[id(meta)] = tensor
     shadow = nn.Module()
     for name, child in traced._modules.items():
-        shadow.add_module(name, copy.deepcopy(child, memo))
+        shadow.add_module(name, child and copy_module(child, memo))
     for name, parameter in traced._parameters.items():
         shadow.register_parameter(name, None if parameter is None else memo[id(parameter)])
     for name, buffer in traced._buffers.items():
@@ -142,7 +143,7 @@ def call_on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
     takes_device = any(argument.name == "device" for argument in func._schema.arguments)
     if kwargs.get("device") is not None or (creates and takes_device):
         kwargs = {**kwargs, "device": torch.device("meta")}
-    return func(*args, **kwargs), kwargs
+    return meta_kernels.run(func, args, kwargs), kwargs
 
 
 def _on_meta() -> TorchDispatchMode:

@@ -18,7 +18,7 @@ PACKAGE = "fxprune"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"axes", "algebra"}),
-    frozenset({"capture", "modules", "meta"}),
+    frozenset({"capture", "modules", "meta", "meta_kernels"}),
     frozenset({"rules"}),
     frozenset({"propagate", "lookups", "maskable", "contexts", "roles", "groups", "grouping"})
     | {"analysis", "coverage", "explanations", "plans", "selection", "slicing"},

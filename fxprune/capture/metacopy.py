@@ -85,7 +85,7 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
     return copy.deepcopy(value, memo)
 
 
-def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """copy.deepcopy of a module, several times faster for modules that do not customise it."""
     known = memo.get(id(module))
     if known is not None:
@@ -104,7 +104,7 @@ def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     for key, value in module.__dict__.items():
         if key == "_modules":
             state[key] = {
-                name: None if child is None else _copy_module(child, memo)
+                name: None if child is None else copy_module(child, memo)
                 for name, child in value.items()
             }
         elif key in ("_parameters", "_buffers"):
@@ -135,7 +135,7 @@ class Template:
             with warnings.catch_warnings():
                 # torch's own pytree specs warn when they are copied.
                 warnings.simplefilter("ignore", FutureWarning)
-                duplicate = _copy_module(self.model, memo)
+                duplicate = copy_module(self.model, memo)
         except Exception as error:
             raise TraceError(
                 f"the model {type(self.model).__name__} cannot be copied for capture: "

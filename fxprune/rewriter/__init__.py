@@ -8,6 +8,8 @@ say.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from fxprune.propagate import Record, TensorAxes
 from fxprune.rewriter.modules import FIXES, ModuleCopier
 from fxprune.rewriter.rows import find_row
 from fxprune.rewriter.site import Site
+from fxprune.rules.base import Layout
 from fxprune.selection import Selection
 
 
@@ -98,11 +101,19 @@ class _Rewriter:
         values = [self.analysis.propagation.nodes[n] for n in (node, *node.all_input_nodes)]
         layouts = [v.axes for v in tree_leaves(values) if isinstance(v, TensorAxes)]
         if node.op == "call_module":
-            prefix = f"{node.target}."
-            for name, axes in self.analysis.propagation.layouts.items():
-                if name.startswith(prefix):
-                    layouts.append(axes)
+            layouts += self._layouts_inside.get(str(node.target), ())
         return any(self.selection.changed(axis) for layout in layouts for axis in layout)
+
+    @cached_property
+    def _layouts_inside(self) -> Mapping[str, list[Layout]]:
+        """The axes of the parameters and buffers in each module and its children."""
+        inside: dict[str, list[Layout]] = {}
+        for name, axes in self.analysis.propagation.layouts.items():
+            path = name
+            while "." in path:
+                path = path.rpartition(".")[0]
+                inside.setdefault(path, []).append(axes)
+        return inside
 
     def _add_constant(self, tensor: Tensor) -> str:
         name = f"_index{self.constants}"

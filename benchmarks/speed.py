@@ -1,0 +1,160 @@
+"""CPU time of a whole prune, in alternation with Torch-Pruning's.
+
+    python -m benchmarks.speed                 # a representative list
+    python -m benchmarks.speed timm/resnet     # what starts with these
+    python -m benchmarks.speed --all           # the whole zoo
+
+fxprune: trace, analyze, plan with magnitude, rewrite. Torch-Pruning: construction of the pruner and
+its step, on a copy made beforehand. Each model has a process of its own with one thread; after a
+warm-up of both, the two alternate, and the ratio of every pair is taken. A model on which
+Torch-Pruning raises, or takes over a minute, is listed and not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import nn
+from tqdm import tqdm
+
+import fxprune
+from benchmarks import zoo_peer
+from benchmarks.zoo import sweep_one
+from benchmarks.zoo_entry import Entry
+from benchmarks.zoo_models import entries
+
+PAIRS = 5
+IMAGE = 224
+PEER_LIMIT = 60.0  # seconds of CPU time
+LIMIT = 240.0  # seconds for all the rounds of one model
+RESULTS = Path(__file__).parent / "results" / "speed.json"
+NAMES = """
+torchvision/alexnet torchvision/densenet121 torchvision/efficientnet_b0 torchvision/googlenet
+torchvision/inception_v3 torchvision/mnasnet0_5 torchvision/mobilenet_v2
+torchvision/mobilenet_v3_small torchvision/regnet_x_400mf torchvision/regnet_y_400mf
+torchvision/resnet18 torchvision/resnet50 torchvision/resnext50_32x4d torchvision/squeezenet1_1
+torchvision/vgg11_bn torchvision/convnext_tiny torchvision/fcn_resnet50
+torchvision/deeplabv3_resnet50 torchvision/r3d_18 timm/cs3darknet_focus_s timm/dla46x_c
+timm/dpn48b timm/ese_vovnet19b_slim_dw timm/hrnet_w18_small timm/inception_v4 timm/lcnetv2_small
+timm/nf_regnet_b0 timm/regnetx_002 timm/repvit_m1 timm/resnet10t timm/selecsls42
+timm/skresnet18 timm/starnet_s050 timm/vgg11 timm/legacy_xception
+huggingface/bert_classifier huggingface/distilbert huggingface/convnext huggingface/segformer
+""".split()
+
+Found = dict[str, Any]
+
+
+def prune(model: nn.Module, example: Mapping[str, Any]) -> None:
+    """All the work of a prune by magnitude with fxprune."""
+    traced = fxprune.trace(model, example)
+    plan = fxprune.plan(fxprune.analyze(traced), criterion="magnitude", sparsity=0.5)
+    fxprune.rewrite(traced, plan)
+
+
+def _example(value: Any) -> Any:
+    """In single precision; images at least as large as those of ImageNet."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return value
+    if value.dim() == 4 and value.shape[1] == 3 and value.shape[-1] < IMAGE:
+        value = value.new_zeros(*value.shape[:2], IMAGE, IMAGE).normal_()
+    return value.float()
+
+
+def _seconds(function: Callable[[nn.Module, Any], None], model: nn.Module, example: Any) -> float:
+    fresh = copy.deepcopy(model)
+    start = time.process_time()
+    function(fresh, example)
+    return time.process_time() - start
+
+
+def measure(entry: Entry) -> Iterator[Found]:
+    """The warm-up's times, then those of all pairs."""
+    torch.manual_seed(0)
+    model = entry.build().eval()
+    example = {name: _example(value) for name, value in entry.inputs(model, 1).items()}
+    gc.collect()
+    gc.freeze()  # else every collection walks through the libraries that were imported
+    yield {"ours_first": _seconds(prune, model, example)}
+    theirs = _seconds(zoo_peer.prune, model, example)
+    yield {"theirs_first": theirs}
+    if theirs > PEER_LIMIT:
+        raise TimeoutError(f"Torch-Pruning took {theirs:.0f} s")
+    pairs = [
+        (_seconds(prune, model, example), _seconds(zoo_peer.prune, model, example))
+        for _ in range(PAIRS)
+    ]
+    yield {"ours": [ours for ours, _ in pairs], "theirs": [theirs for _, theirs in pairs]}
+
+
+def ratios(row: Found) -> list[float]:
+    """The ratio of every pair: ours over theirs."""
+    return [ours / theirs for ours, theirs in zip(row["ours"], row["theirs"], strict=True)]
+
+
+def markdown(rows: Sequence[Found]) -> str:
+    """The table of the models that both finish, the summary, and what was not counted."""
+    both = sorted((r for r in rows if "ours" in r), key=lambda r: statistics.median(ratios(r)))
+    lines = [
+        [
+            row["model"],
+            f"{statistics.median(row['ours']):.3f}",
+            f"{statistics.median(row['theirs']):.3f}",
+            f"{statistics.median(ratios(row)):.2f}",
+            f"{min(ratios(row)):.2f} – {max(ratios(row)):.2f}",
+        ]
+        for row in both
+    ]
+    headers = ["model", "fxprune s", "Torch-Pruning s", "ratio", f"spread of {PAIRS} pairs"]
+    parts = [tabulate(lines, headers, "github")]
+    if both:
+        medians = [statistics.median(ratios(row)) for row in both]
+        parts.insert(
+            0,
+            f"{len(both)} models that both finish: median ratio {statistics.median(medians):.2f}, "
+            f"from {min(medians):.2f} to {max(medians):.2f}.",
+        )
+    others = [
+        [r["model"], str(r.get("error", ""))[:100].replace("\n", " ")]
+        for r in rows
+        if r not in both
+    ]
+    if others:
+        parts.append(tabulate(others, ["not counted", "because"], "github"))
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", help="beginnings of model names")
+    parser.add_argument("--all", action="store_true", help="the whole zoo")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the JSON file")
+    options = parser.parse_args()
+    wanted = tuple(options.names) or ("",)
+    chosen = [
+        entry
+        for entry in entries()
+        if entry.name.startswith(wanted) and (options.all or options.names or entry.name in NAMES)
+    ]
+    rows: list[Found] = []
+    for entry in tqdm(chosen, file=sys.stderr):
+        rows.append({"model": entry.name, **sweep_one(measure, entry, LIMIT)})
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        options.output.with_suffix(".md").write_text(markdown(rows), encoding="utf-8")
+    print(markdown(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
