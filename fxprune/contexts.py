@@ -46,10 +46,12 @@ def contexts(propagation: Propagation) -> Mapping[Atom, frozenset[Atom]]:
         key = ordered, tuple(id(find(axis)) for axis in layout)
         if key not in seen:
             seen.add(key)
+            if all(found.get(atom) == _NONE for axis in layout for atom in _free(axis)):
+                return  # nothing is left to lose
             for atom, companions in _companions(layout, ordered).items():
                 found[atom] = found.get(atom, companions) & companions
 
-    for layout in propagation.layouts.values():
+    for layout in sorted(propagation.layouts.values(), key=len):  # vectors settle most atoms
         narrow(layout, True)
     for node, value in propagation.nodes.items():
         for leaf in tree_leaves(value):
@@ -74,6 +76,13 @@ def contexts(propagation: Propagation) -> Mapping[Atom, frozenset[Atom]]:
                 for atom in _atoms([axis]) & found.keys():
                     found[atom] &= _atoms([axis])
     return {atom: companions for atom, companions in found.items() if companions}
+
+
+_NONE: frozenset[Atom] = frozenset()
+
+
+def _free(axis: Axis) -> list[Atom]:
+    return [atom for atom in leaves(axis) if atom.reason is None and atom.size > 1]
 
 
 def _atoms(layout: Iterable[Axis]) -> set[Atom]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fxprune import meta_kernels
-from fxprune.capture.metacopy import copy_module
+from fxprune.capture.metacopy import copy_module, set_mode
 from fxprune.capture.shapes import MODULES
 from fxprune.errors import AnalysisError
 
@@ -39,7 +39,7 @@ class _ShapeInterpreter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        leaves = tree_leaves(unpacked(value))
+        leaves = [value] if isinstance(value, Tensor) else tree_leaves(unpacked(value))
         self.shapes[n] = [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
         return value
 
@@ -102,7 +102,8 @@ def meta_shadow(traced: fx.GraphModule) -> tuple[nn.Module, dict[int, str], dict
         shadow.register_buffer(name, None if buffer is None else memo[id(buffer)])
     for name, value in plain_attributes(traced).items():
         setattr(shadow, name, value)
-    return shadow.eval(), names, real
+    set_mode(shadow, False)
+    return shadow, names, real
 
 
 def plain_attributes(traced: fx.GraphModule) -> dict[str, Any]:
@@ -139,11 +140,21 @@ def without(output: Any, names: frozenset[str]) -> Any:
 
 def call_on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """Run an op so that what it creates is on meta. Returns the result and the kwargs used."""
-    creates = not any(isinstance(a, Tensor) for a in tree_leaves((args, kwargs)))
-    takes_device = any(argument.name == "device" for argument in func._schema.arguments)
-    if kwargs.get("device") is not None or (creates and takes_device):
+    if kwargs.get("device") is not None or (_creates(args, kwargs) and _takes_device(func)):
         kwargs = {**kwargs, "device": torch.device("meta")}
     return meta_kernels.run(func, args, kwargs), kwargs
+
+
+def _creates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether no tensor is among the arguments."""
+    if args and isinstance(args[0], Tensor):
+        return False
+    return not any(isinstance(a, Tensor) for a in tree_leaves((args, kwargs)))
+
+
+@cache
+def _takes_device(func: Any) -> bool:
+    return any(argument.name == "device" for argument in func._schema.arguments)
 
 
 def _on_meta() -> TorchDispatchMode:

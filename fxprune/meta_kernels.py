@@ -65,13 +65,13 @@ def softmax(x: Tensor, dim: int, half_to_float: bool) -> Any:
 def batch_norm(
     x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *options: float
 ) -> Any:
-    """``native_batch_norm`` with running statistics: batch statistics are empty then."""
+    """``native_batch_norm`` with running statistics: the result and two vectors of statistics."""
     if training or x.dim() < 2 or not _same(x, weight, bias, mean, variance):
         return NotImplemented
     given = [t for t in (weight, bias, mean, variance) if t is not None]
     if any(t.shape != (x.shape[1],) for t in given):
         return NotImplemented
-    return _new(x, x.shape), _new(x, (0,)), _new(x, (0,))
+    return _new(x, x.shape), _new(x, (x.shape[1],)), _new(x, (x.shape[1],))
 
 
 def layer_norm(x: Tensor, shape: Sequence[int], weight: Any, bias: Any, eps: float) -> Any:

@@ -7,7 +7,6 @@ device.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -20,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fxprune.algebra import Algebra
-from fxprune.axes import Axis, factors_of, is_frozen
+from fxprune.axes import is_frozen
+from fxprune.dynamic_sizes import name_of, unexplained
 from fxprune.errors import AnalysisError
 from fxprune.lookups import join_tables
 from fxprune.meta import call_on_meta, example_values, meta_shadow, named_tensors, unpacked, without
@@ -195,7 +195,7 @@ class _RuleMode(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result, kwargs = call_on_meta(func, args, kwargs or {})
-        outputs = tuple(tensors_in(result))
+        outputs = (result,) if isinstance(result, Tensor) else tuple(tensors_in(result))
         if not outputs:
             return result
         call = Call(
@@ -207,7 +207,7 @@ class _RuleMode(TorchDispatchMode):
             self.constant_of,
             func,
             self.dynamic,
-            func._schema.name.partition("::")[2] == _name(self.site),
+            func._schema.name.partition("::")[2] == name_of(self.site),
         )
         self.apply(call, find_rule(func))
         mutates = func._schema.is_mutable
@@ -263,19 +263,6 @@ class _RuleMode(TorchDispatchMode):
         return Effect(fresh, Kind.STATISTIC)
 
 
-def free_size(axis: Axis) -> int:
-    """The size of what is not frozen of an axis: of the factors of a product that may shrink.
-
-    A dimension whose size follows the inputs may hold a batch or a sequence, which are frozen,
-    times heads or channels; this is the size of the latter.
-    """
-    return math.prod(f.size for f in factors_of(axis) if not is_frozen(f))
-
-
-def _name(node: fx.Node) -> str:
-    return str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-
-
 def _writes(call: Call) -> bool:
     schema = getattr(call.func, "_schema", None)
     return bool(schema is not None and schema.is_mutable and call.tensors())
@@ -290,12 +277,6 @@ def _bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str,
         else:
             bound[argument.name] = kwargs.get(argument.name, argument.default_value)
     return bound
-
-
-_SIZES_START: Mapping[str, int] = MappingProxyType(
-    {"view": 1, "reshape": 1, "expand": 1, "zeros": 0, "ones": 0, "empty": 0, "full": 0}
-)
-"""Where the output's sizes start among the arguments."""
 
 
 class _Interpreter(fx.Interpreter):
@@ -323,7 +304,10 @@ class _Interpreter(fx.Interpreter):
                 f"node {n.name!r} ({n.op} {n.target}) does not run on meta tensors: {error}. "
                 "Check that the graph runs with its example inputs."
             ) from error
-        self._freeze_dynamic_sizes(n, value)
+        if self.mode.dynamic and isinstance(value, Tensor):
+            self.layouts[n] = self.layouts_in(value)
+            for axis in unexplained(n, lambda node: self.layouts[node].axes):
+                self.mode.algebra.freeze(axis, "its size follows the inputs")
         if n.op == "placeholder":
             self._declare_fixed(value, "model input")
         if n.op == "output":
@@ -347,39 +331,15 @@ class _Interpreter(fx.Interpreter):
 
     def layouts_in(self, value: Any) -> Any:
         """`value` with each tensor replaced by its axes, unpacked where no pytree holds them."""
+        if isinstance(value, Tensor):
+            return TensorAxes(self.mode.layout_of(value), id(value))
         return tree_map(
-            lambda v: TensorAxes(self.mode.layout_of(v), id(v)) if isinstance(v, Tensor) else v,
-            unpacked(value),
+            lambda v: self.layouts_in(v) if isinstance(v, Tensor) else v, unpacked(value)
         )
 
     def _declare_fixed(self, value: Any, reason: str) -> None:
         for tensor in _tensors(value):
             self.mode.declare_fixed(tensor, reason)
-
-    def _freeze_dynamic_sizes(self, node: fx.Node, value: Any) -> None:
-        """A dimension whose size follows the inputs is no channel, whatever it was made from."""
-        start = _SIZES_START.get(_name(node))
-        if start is None or not self.mode.dynamic or not isinstance(value, Tensor):
-            return
-        given = node.args[start:]
-        sizes = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
-        axes = self.mode.layout_of(value)
-        for axis, size in zip(axes, sizes, strict=False):
-            if isinstance(size, fx.Node) and self._literal(size) % free_size(axis) != 0:
-                self.mode.algebra.freeze(axis, "its size follows the inputs")
-
-    def _literal(self, size: fx.Node) -> int:
-        """A literal that divides a computed size whatever the inputs: 4 in ``batch * 4``."""
-        name, args = _name(size), size.args
-        if name == "size" and len(args) == 2 and isinstance(args[1], int):
-            return free_size(self.layouts[args[0]].axes[args[1]])  # type: ignore[index]
-        if name not in ("mul", "floordiv"):
-            return 1
-        first, second = (self._literal(a) if isinstance(a, fx.Node) else int(str(a)) for a in args)
-        if name == "mul":
-            return first * second
-        exact = not isinstance(args[1], fx.Node) and first % second == 0
-        return first // second if exact else 1
 
     def _freeze(self, value: Any, reason: str) -> None:
         for tensor in _tensors(value):

@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"capture", "modules", "meta", "meta_kernels"}),
     frozenset({"rules"}),
     frozenset({"propagate", "lookups", "maskable", "contexts", "roles", "groups", "grouping"})
-    | {"analysis", "coverage", "explanations", "plans", "selection", "slicing"},
+    | {"analysis", "coverage", "dynamic_sizes", "explanations", "plans", "selection", "slicing"},
     frozenset({"cost", "statistics"}),
     frozenset({"criteria", "allocation"}),
     frozenset({"rewriter", "interpretation", "equivalence"}),

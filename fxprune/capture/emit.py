@@ -268,11 +268,10 @@ def build(emitter: Emitter, model: nn.Module) -> fx.GraphModule:
         if isinstance(value, Tensor) and not _persistent(model, name):
             gm.get_submodule(path)._non_persistent_buffers_set.add(last)
     gm.train(model.training)
-    originals = {free_name(path): path for path, _ in model.named_modules()}
+    originals = {free_name(path): module for path, module in model.named_modules()}
     for path, module in gm.named_modules():
-        original = _submodule(model, originals.get(path, path))
-        if original is not None:
-            module.training = original.training
+        if path in originals:
+            module.__dict__["training"] = originals[path].training
     return gm
 
 

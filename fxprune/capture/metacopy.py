@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import functools
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +38,16 @@ def meta_like(tensor: Tensor) -> Tensor:
     return twin
 
 
+def set_mode(module: nn.Module, training: bool) -> None:
+    """`module.train(training)`; much faster where no class overrides `train`."""
+    modules = list(module.modules())
+    if any(type(child).train is not nn.Module.train for child in modules):
+        module.train(training)
+        return
+    for child in modules:
+        child.__dict__["training"] = training
+
+
 def _nested(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield name, value
@@ -68,7 +79,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for prefix, module in model.named_modules():
         dot = f"{prefix}." if prefix else ""
         for key, value in module.__dict__.items():
-            if key not in _INTERNAL:
+            if isinstance(value, (Tensor, list, tuple, dict)) and key not in _INTERNAL:
                 for name, tensor in _nested(value, _identifier(key)):
                     yield dot + _identifier(name), tensor
 
@@ -78,8 +89,8 @@ _ATOMIC = frozenset({int, float, bool, str, type(None), complex, torch.dtype, to
 
 def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
-    if kind in _ATOMIC or (kind is tuple and all(type(item) in _ATOMIC for item in value)):
-        return value
+    if kind in (tuple, list) and all(type(item) in _ATOMIC for item in value):
+        return value if kind is tuple else value.copy()
     if kind in (dict, collections.OrderedDict) and not value:
         return kind()
     return copy.deepcopy(value, memo)
@@ -90,19 +101,17 @@ def copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     known = memo.get(id(module))
     if known is not None:
         return known  # type: ignore[no-any-return]
-    cls = type(module)
-    custom = any(
-        getattr(cls, name, None) is not getattr(nn.Module, name, None)
-        for name in ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__")
-    )
-    if custom or (cls.__setstate__ is not nn.Module.__setstate__ and not _from_torch(cls)):
+    cls: Any = type(module)
+    if _customises_copies(cls):
         duplicate: nn.Module = copy.deepcopy(module, memo)
         return duplicate
     twin: nn.Module = cls.__new__(cls)
     memo[id(module)] = twin
     state = twin.__dict__
     for key, value in module.__dict__.items():
-        if key == "_modules":
+        if type(value) in _ATOMIC:
+            state[key] = value
+        elif key == "_modules":
             state[key] = {
                 name: None if child is None else copy_module(child, memo)
                 for name, child in value.items()
@@ -114,8 +123,14 @@ def copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return twin
 
 
-def _from_torch(cls: type) -> bool:
-    return cls.__setstate__.__module__.startswith("torch.nn.")  # type: ignore[attr-defined,no-any-return]
+@functools.cache
+def _customises_copies(cls: Any) -> bool:
+    """Whether copies of the class are made by code of its own, other than torch.nn's."""
+    names = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__")
+    if any(getattr(cls, name, None) is not getattr(nn.Module, name, None) for name in names):
+        return True
+    own_state = cls.__setstate__ is not nn.Module.__setstate__
+    return own_state and not cls.__setstate__.__module__.startswith("torch.nn.")
 
 
 @dataclass(frozen=True)
@@ -143,7 +158,7 @@ class Template:
                 "remove the attribute that cannot be copied, or give its class a __deepcopy__."
             ) from error
         # Switching to train mode and back lets models drop what they cached in earlier runs.
-        duplicate.train()
+        set_mode(duplicate, True)
         return duplicate
 
 

@@ -63,11 +63,11 @@ class _Rewriter:
             self._copy_node(node)
         self.graph.set_codegen(self.traced.graph._codegen)
         pruned = fx.GraphModule(self.root, self.graph, type(self.traced).__name__)
-        pruned.train(self.traced.training)
+        pruned.training = self.traced.training
         originals = dict(self.traced.named_modules())
         for name, module in pruned.named_modules():
             if name in originals:  # GraphModule's constructor forgets both
-                module.training = originals[name].training
+                module.__dict__["training"] = originals[name].training
                 unsaved = originals[name]._non_persistent_buffers_set
                 module._non_persistent_buffers_set = unsaved & set(module._buffers)
         pruned.meta = copy.deepcopy(self.traced.meta)
@@ -98,11 +98,16 @@ class _Rewriter:
 
     def _touched(self, node: fx.Node) -> bool:
         """True if an axis of the node's tensors or parameters changes."""
-        values = [self.analysis.propagation.nodes[n] for n in (node, *node.all_input_nodes)]
-        layouts = [v.axes for v in tree_leaves(values) if isinstance(v, TensorAxes)]
+        layouts = [axes for n in (node, *node.all_input_nodes) for axes in self._layouts(n)]
         if node.op == "call_module":
             layouts += self._layouts_inside.get(str(node.target), ())
         return any(self.selection.changed(axis) for layout in layouts for axis in layout)
+
+    def _layouts(self, node: fx.Node) -> list[Layout]:
+        """The axes of the tensors in a node's value."""
+        value = self.analysis.propagation.nodes[node]
+        leaves = [value] if isinstance(value, TensorAxes) else tree_leaves(value)
+        return [leaf.axes for leaf in leaves if isinstance(leaf, TensorAxes)]
 
     @cached_property
     def _layouts_inside(self) -> Mapping[str, list[Layout]]:
@@ -139,8 +144,7 @@ class _Rewriter:
             old = originals.get(new)
             if old is None:
                 continue
-            stated = tree_leaves(self.analysis.propagation.nodes[old])
-            expected = [self.selection.shape(v.axes) for v in stated if isinstance(v, TensorAxes)]
+            expected = [self.selection.shape(axes) for axes in self._layouts(old)]
             if expected != executed:
                 raise RewriteError(self._mismatch(old, expected, executed))
 

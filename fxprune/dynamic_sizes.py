@@ -1,0 +1,62 @@
+"""Dimensions whose size follows the model's inputs, and what of them may still be pruned.
+
+Such a size is a node of the graph: the batch, a sequence length, or a product like ``batch * 4``.
+A dimension of that size is no channel, whatever it was made from; but where the literal 4 counts
+heads or channels, those may go.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import TypeAlias
+
+from torch import fx
+
+from fxprune.axes import Axis, factors_of, is_frozen
+from fxprune.rules.base import Layout
+
+LayoutOf: TypeAlias = Callable[[fx.Node], Layout]
+
+_SIZES_START: Mapping[str, int] = MappingProxyType(
+    {"view": 1, "reshape": 1, "expand": 1, "zeros": 0, "ones": 0, "empty": 0, "full": 0}
+)
+"""Where the output's sizes start among the arguments."""
+
+
+def name_of(node: fx.Node) -> str:
+    """The name of the function or method that a node calls."""
+    return str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+
+
+def unexplained(node: fx.Node, layout_of: LayoutOf) -> Iterator[Axis]:
+    """The axes of a node's tensor that follow the inputs in more than their frozen factors."""
+    start = _SIZES_START.get(name_of(node))
+    given = () if start is None else node.args[start:]
+    sizes = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
+    if any(isinstance(size, fx.Node) for size in sizes):
+        for axis, size in zip(layout_of(node), sizes, strict=False):
+            if isinstance(size, fx.Node) and _literal(size, layout_of) % _free_size(axis) != 0:
+                yield axis
+
+
+def _free_size(axis: Axis) -> int:
+    """The size of what is not frozen of an axis: of the factors of a product that may shrink."""
+    return math.prod(factor.size for factor in factors_of(axis) if not is_frozen(factor))
+
+
+def _literal(size: object, layout_of: LayoutOf) -> int:
+    """A literal that divides a size whatever the inputs: 4 in ``batch * 4``."""
+    if not isinstance(size, fx.Node):
+        return size if isinstance(size, int) else 1
+    name, args = name_of(size), size.args
+    if name == "size" and isinstance(args[0], fx.Node) and isinstance(args[-1], int):
+        return _free_size(layout_of(args[0])[args[-1]])
+    if name not in ("mul", "floordiv"):
+        return 1
+    first, second = (_literal(argument, layout_of) for argument in args)
+    if name == "mul":
+        return first * second
+    exact = isinstance(args[1], int) and first % second == 0
+    return first // second if exact else 1
