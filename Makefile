@@ -1,6 +1,8 @@
 # make demo    train, prune, verify and fine-tune a network on real images
 # make test    everything that CI checks
 # make lint    style and types only
+# make zoo     prune every architecture of the zoo, side by side with Torch-Pruning (an hour)
+# make bench   measure speed, scaling and latency (half an hour)
 # Each makes .venv first if there is none. A machine needs only Python >= 3.10, pip and make.
 
 PYTHON ?= python3
@@ -9,7 +11,7 @@ JOBS   ?= auto
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint zoo bench format clean
 .DELETE_ON_ERROR:
 
 # Some distributions ship venv without ensurepip; then the system's pip fills the new environment.
@@ -34,6 +36,18 @@ test: export OMP_NUM_THREADS = 1
 test: lint
 	$(BIN)/python -m pytest -q tests/test_layers.py
 	$(BIN)/python -m pytest -q -n $(JOBS) --doctest-modules --ignore=tests/test_layers.py --durations=10 fxprune tests
+
+$(VENV)/.peers: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[zoo,bench]'
+	touch $@
+
+zoo: $(VENV)/.peers
+	$(BIN)/python -m benchmarks.zoo
+
+bench: $(VENV)/.peers
+	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.latency
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
