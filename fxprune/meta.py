@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fxprune import meta_kernels
+from fxprune.capture import shapes
 from fxprune.capture.metacopy import copy_module, set_mode
-from fxprune.capture.shapes import MODULES
 from fxprune.errors import AnalysisError
 
 Shapes = list[tuple[int, ...]]
@@ -45,19 +45,15 @@ class _ShapeInterpreter(fx.Interpreter):
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self.fetch_attr(target)
-        if isinstance(module, nn.RNNBase):
-            return _recurrent(module, *args, **kwargs)
-        return module(*args, **kwargs)
+        result = shapes.of_module(type(module), module, args, kwargs)
+        if result is not None and isinstance(module, nn.RNNBase):
+            _run_one_step(module, *args, **kwargs)
+        return module(*args, **kwargs) if result is None else result
 
 
-def _recurrent(module: nn.RNNBase, input: Any, hx: Any = None) -> Any:
-    """Run one time step: on meta, kernels decompose into ops per step, which are all alike."""
-    rule = MODULES.get(type(module))
-    result = None if rule is None else rule(module, input, hx)
-    if result is None:
-        return module(input, hx)
+def _run_one_step(module: nn.RNNBase, input: Any, hx: Any = None) -> None:
+    """Check the sizes on one time step: on meta, kernels decompose into ops for every step."""
     module(input.narrow(1 if input.dim() == 3 and module.batch_first else 0, 0, 1), hx)
-    return result
 
 
 def example_values(traced: fx.GraphModule, inputs: tuple[Any, ...] | None) -> tuple[Any, ...]:

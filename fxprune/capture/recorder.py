@@ -18,7 +18,7 @@ from fxprune.capture.lines import user_line
 from fxprune.capture.lowerings import FUNCTIONS, LOWERINGS
 from fxprune.capture.records import Attr, Capture, Record, Ref
 from fxprune.capture.sizes import Log, SizeFloat, SizeInt, plain, size_of, sized
-from fxprune.capture.targets import CONSTRUCTORS, RANDOM, mutates, target_of, torch_names
+from fxprune.capture.targets import CONSTRUCTORS, RANDOM, as_documented, mutates, target_of
 from fxprune.errors import TraceError
 
 
@@ -165,9 +165,9 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, classes: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
         if self.busy:
-            return func(*args, **kwargs)
+            return func(*args, **(kwargs or {}))
+        args, kwargs = as_documented(func, args, kwargs or {})
         handler = special.HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, args, kwargs)
@@ -179,7 +179,6 @@ class Recorder(TorchFunctionMode):
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record a call of a torch function; a tensor that stands for a number is read."""
-        kwargs = torch_names(func, kwargs)
         try:
             return self.record(func, args, kwargs)
         except RuntimeError as error:
@@ -229,13 +228,9 @@ class Recorder(TorchFunctionMode):
 
     def execute(self, func: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Run a torch function on meta tensors, by its shape rule where there is one."""
-        rule = shapes.FUNCTIONS.get(func)
         with torch._C.DisableTorchFunction():
-            if rule is not None:
-                result = rule(*args, **kwargs)
-                if result is not None:
-                    return result
-            return func(*args, **kwargs)
+            result = shapes.of_function(func, args, kwargs)
+            return func(*args, **kwargs) if result is None else result
 
     def apply(self, cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
         """What `cls.apply(*args)` does during capture."""
@@ -293,9 +288,8 @@ class Recorder(TorchFunctionMode):
         named = {k: self.convert(v) for k, v in kwargs.items()}
         run = [p[1] for p in pairs]
         run_kwargs = {k: p[1] for k, p in named.items()}
-        rule = shapes.MODULES.get(leaves.leaf_base(module))
         with self.paused():
-            result = rule(module, *run, **run_kwargs) if rule is not None else None
+            result = shapes.of_module(leaves.leaf_base(module), module, run, run_kwargs)
             if result is None:
                 result = module.forward(*run, **run_kwargs)
         if not _has_tensor(result):

@@ -6,7 +6,9 @@ kernel then runs, and raises if the sizes do not fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +32,11 @@ def _plain(*tensors: Tensor | None) -> bool:
     return all(t.is_contiguous() and t.is_meta and t.dtype == kept[0].dtype for t in kept)
 
 
+def _sized(shape: Sequence[int], *tensors: Any) -> bool:
+    """Whether all tensors that are given have this shape."""
+    return all(t is None or tuple(t.shape) == tuple(shape) for t in tensors)
+
+
 def _like(x: Any, *args: Any, **kwargs: Any) -> Any:
     """Elementwise on a contiguous floating tensor."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or not _plain(x):
@@ -51,7 +58,9 @@ def _conv(module: _ConvNd, x: Any) -> Any:
         return None
     if x.dim() != weight.dim() or x.shape[1] != module.in_channels or not _plain(x, weight):
         return None
-    if isinstance(module.padding, str):
+    if isinstance(module.padding, str) or weight.shape[1] * module.groups != x.shape[1]:
+        return None
+    if weight.shape[0] % module.groups or not _sized(weight.shape[:1], module.bias):
         return None
     sizes = [
         (s + 2 * p - d * (k - 1) - 1) // st + 1
@@ -68,13 +77,17 @@ def _batch_norm(module: _BatchNorm, x: Any) -> Any:
         return None
     if module.training and x.numel() == x.shape[1]:
         return None
-    return _new(x, x.shape) if x.shape[1] == module.num_features else None
+    vectors = (module.weight, module.bias, module.running_mean, module.running_var)
+    fits = x.shape[1] == module.num_features and _sized((x.shape[1],), *vectors)
+    return _new(x, x.shape) if fits else None
 
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
     if not isinstance(x, Tensor) or x.dim() < 2 or weight.dim() != 2 or not x.numel():
         return None
     if x.shape[-1] != weight.shape[1] or not _plain(x, bias) or x.dtype != weight.dtype:
+        return None
+    if not _sized(weight.shape[:1], bias):
         return None
     return _new(x, (*x.shape[:-1], weight.shape[0]))
 
@@ -87,7 +100,8 @@ def _layer_norm(x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: A
     sizes = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
     if not isinstance(x, Tensor) or not _plain(x, weight, bias):
         return None
-    return _new(x, x.shape) if tuple(x.shape[-len(sizes) :]) == sizes else None
+    fits = tuple(x.shape[-len(sizes) :]) == sizes and _sized(sizes, weight, bias)
+    return _new(x, x.shape) if fits else None
 
 
 def _layer_norm_module(module: nn.LayerNorm, x: Any) -> Any:
@@ -97,7 +111,8 @@ def _layer_norm_module(module: nn.LayerNorm, x: Any) -> Any:
 def _group_norm(module: nn.GroupNorm, x: Any) -> Any:
     if not isinstance(x, Tensor) or x.dim() < 2 or not _plain(x, module.weight):
         return None
-    return _new(x, x.shape) if x.shape[1] == module.num_channels else None
+    fits = x.shape[1] == module.num_channels and x.shape[1] % module.num_groups == 0
+    return _new(x, x.shape) if fits and _sized((x.shape[1],), module.weight, module.bias) else None
 
 
 def _binary(x: Any, y: Any) -> Any:
@@ -183,3 +198,34 @@ FUNCTIONS[F.layer_norm] = _layer_norm
 FUNCTIONS.update(dict.fromkeys((Tensor.add, Tensor.mul, Tensor.sub, Tensor.div), _binary))
 FUNCTIONS.update(dict.fromkeys((Tensor.add_, Tensor.mul_), _binary_in_place))
 FUNCTIONS[torch.cat] = _cat
+
+
+def of_function(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The result of a torch function, by formula; None where there is none."""
+    rule = FUNCTIONS.get(func)
+    return rule(*args, **kwargs) if rule is not None and _accepts(rule, tuple(kwargs)) else None
+
+
+@functools.cache
+def _accepts(rule: Rule, names: tuple[str, ...]) -> bool:
+    """Whether a rule has these keyword arguments."""
+    parameters = inspect.signature(rule).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return anything or all(name in parameters for name in names)
+
+
+def of_module(base: Any, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """The result of a module that is a `base`, by formula; None where there is none."""
+    rule = MODULES.get(base)
+    given = list(args)
+    for name in _arguments(base)[len(given) :] if rule is not None and kwargs else ():
+        if name in kwargs:
+            given.append(kwargs[name])
+    whole = len(given) == len(args) + len(kwargs)
+    return rule(module, *given) if rule is not None and whole else None
+
+
+@functools.cache
+def _arguments(base: Any) -> tuple[str, ...]:
+    """The names that forward gives its arguments, from the first on."""
+    return tuple(inspect.signature(base.forward).parameters)[1:]

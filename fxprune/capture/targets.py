@@ -135,16 +135,24 @@ def _methods() -> dict[Any, tuple[str, str]]:
 
 _METHODS = _methods()
 _NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
+_FIRST = ("condition", "sorted_sequence", "input", "tensor", "tensors")
+"""What torch's functions call their first argument; of two, the one that stands first."""
 _OPERATORS = {
     getattr(Tensor, name): entry for name, entry in _DUNDERS.items() if hasattr(Tensor, name)
 }
 
 
-def torch_names(func: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments by the names that torch's own documentation gives them, not numpy's."""
-    if not _NUMPY_NAMES.keys() & kwargs.keys() or "quantize" in getattr(func, "__name__", ""):
-        return kwargs
-    return {_NUMPY_NAMES.get(name, name): value for name, value in kwargs.items()}
+def as_documented(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call with the names of torch's documentation, not numpy's, and its first argument
+    by position.
+    """
+    if not kwargs or "quantize" in getattr(func, "__name__", ""):
+        return args, kwargs
+    named = {_NUMPY_NAMES.get(name, name): value for name, value in kwargs.items()}
+    first = next((name for name in _FIRST if name in named), None)
+    return (args, named) if args or first is None else ((named.pop(first),), named)
 
 
 def target_of(

@@ -85,19 +85,23 @@ def sized(start: int, name: str) -> Row:
     return row
 
 
-def repeat(site: Site) -> None:
+def repeated(name: str) -> Row:
     """`repeat`, `tile`: how often each dimension occurs in the result."""
-    counts, separate = _sizes_argument(site, 1, "repeats")
-    axes = site.axes(site.old.args[0])
-    padded: list[Axis | None] = [None] * (len(site.out) - len(axes)) + list(axes)
-    counts = [1] * (len(site.out) - len(counts)) + list(counts)
-    new = [
-        site.width(out) // (1 if axis is None else site.width(axis))
-        if isinstance(count, int) and site.changed(out)
-        else count
-        for count, axis, out in zip(counts, padded, site.out, strict=True)
-    ]
-    _set_sizes(site, 1, "repeats" if site.old.op == "call_method" else "dims", new, separate)
+
+    def row(site: Site) -> None:
+        counts, separate = _sizes_argument(site, 1, name)
+        axes = site.axes(site.old.args[0])
+        padded: list[Axis | None] = [None] * (len(site.out) - len(axes)) + list(axes)
+        counts = [1] * (len(site.out) - len(counts)) + list(counts)
+        new = [
+            site.width(out) // (1 if axis is None else site.width(axis))
+            if isinstance(count, int) and site.changed(out)
+            else count
+            for count, axis, out in zip(counts, padded, site.out, strict=True)
+        ]
+        _set_sizes(site, 1, name, new, separate)
+
+    return row
 
 
 def unflatten(site: Site) -> None:
@@ -145,13 +149,13 @@ def sequence(site: Site) -> None:
 
 SIZE_ROWS: Mapping[str, Row] = MappingProxyType(
     {
-        **dict.fromkeys(("view", "reshape"), sized(1, "shape")),
-        **dict.fromkeys(("expand", "broadcast_to"), sized(1, "size")),
+        **dict.fromkeys(("view", "expand", "broadcast_to"), sized(1, "size")),
+        "reshape": sized(1, "shape"),
         **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full"), sized(1, "size")),
         **dict.fromkeys(("zeros", "ones", "empty", "full"), sized(0, "size")),
         **dict.fromkeys(("arange", "linspace", "logspace"), sequence),
-        "repeat": repeat,
-        "tile": repeat,
+        "repeat": repeated("repeats"),
+        "tile": repeated("dims"),
         "unflatten": unflatten,
         "size": size,
         "numel": numel,
