@@ -25,7 +25,7 @@ from fxprune.capture.chains import (
     Shape,
     argument,
     calls,
-    find_chain,
+    find_chains,
     is_static,
     origin,
 )
@@ -51,9 +51,10 @@ def canonicalize(
         elif node.op == "call_function" and node.target in _INDEXED:
             count += _listed(graph, node, constant)
         elif calls(node, VIEWS) or calls(node, UNFLATTEN):
-            chain = find_chain(node, known)
-            if chain is not None:
-                count += fused(graph, chain, known) or _shuffle(graph, chain, known, constant)
+            count += any(
+                fused(graph, chain, known) or _shuffle(graph, chain, known, constant)
+                for chain in find_chains(node, known)
+            )
     return count
 
 

@@ -96,11 +96,11 @@ class Chain:
     order: tuple[int, ...]
 
 
-def find_chain(view: fx.Node, shapes: Mapping[fx.Node, Shape]) -> Chain | None:
-    """The chain that starts at a view; None if it splits no axis, or several."""
+def find_chains(view: fx.Node, shapes: Mapping[fx.Node, Shape]) -> list[Chain]:
+    """The chains that start at a view: one for each axis that it splits."""
     source = view.args[0]
     if not isinstance(source, fx.Node) or source not in shapes or view not in shapes:
-        return None
+        return []
     before, after = shapes[source], shapes[view]
     split = [
         g
@@ -108,9 +108,6 @@ def find_chain(view: fx.Node, shapes: Mapping[fx.Node, Shape]) -> Chain | None:
         if len(g.inputs) == 1 and len(g.outputs) > 1 and is_static(before[g.inputs[0]])
     ]
     split = [g for g in split if all(is_static(after[d]) for d in g.outputs)]
-    if len(split) != 1:
-        return None
-    (group,) = split
     order, last = tuple(range(len(after))), view
     while len(last.users) == 1:
         (user,) = last.users
@@ -118,8 +115,18 @@ def find_chain(view: fx.Node, shapes: Mapping[fx.Node, Shape]) -> Chain | None:
         if moved is None:
             break
         order, last = moved, user
-    factors = tuple(after[d][0] for d in group.outputs)
-    return Chain(view, source, group.inputs[0], group.outputs[0], factors, last, order)
+    return [
+        Chain(
+            view,
+            source,
+            axis=group.inputs[0],
+            first=group.outputs[0],
+            factors=tuple(after[d][0] for d in group.outputs),
+            last=last,
+            order=order,
+        )
+        for group in split
+    ]
 
 
 def _moved(node: fx.Node, given: fx.Node, order: tuple[int, ...]) -> tuple[int, ...] | None:

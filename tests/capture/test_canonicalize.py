@@ -109,6 +109,17 @@ def test_fused_projections(name: str) -> None:
     assert equal(gm(x), model(x))
 
 
+def test_a_view_may_split_the_tokens_as_well() -> None:
+    def windows(x: Tensor) -> Any:
+        return x.reshape(x.shape[0], 2, 3, K, H, D).permute(3, 0, 4, 1, 2, 5).unbind(0)
+
+    model = Fn(windows, K * H * D)
+    gm = trace(model, torch.randn(2, 6, K * H * D))
+    assert count(gm, "split") == 1
+    x = torch.randn(3, 6, K * H * D)
+    assert equal(gm(x), model(x))
+
+
 def test_the_parts_have_axes_of_their_own() -> None:
     gm = trace(Fn(QKV["timm"][0], K * H * D), torch.randn(2, 4, K * H * D))
     (split,) = [n for n in gm.graph.nodes if n.target == "split"]
