@@ -1,6 +1,7 @@
 # make demo    train, prune, verify and fine-tune a network on real images
 # make test    everything that CI checks
 # make lint    style and types only
+# make fuzz    check 20,000 random programs and plans (half an hour; FUZZ="--minutes 5" for less)
 # make zoo     prune every architecture of the zoo, side by side with Torch-Pruning (an hour)
 # make bench   measure speed, scaling and latency (half an hour)
 # Each makes .venv first if there is none. A machine needs only Python >= 3.10, pip and make.
@@ -11,7 +12,7 @@ JOBS   ?= auto
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint zoo bench format clean
+.PHONY: demo test lint fuzz zoo bench format clean
 .DELETE_ON_ERROR:
 
 # Some distributions ship venv without ensurepip; then the system's pip fills the new environment.
@@ -36,6 +37,11 @@ test: export OMP_NUM_THREADS = 1
 test: lint
 	$(BIN)/python -m pytest -q tests/test_layers.py
 	$(BIN)/python -m pytest -q -n $(JOBS) --doctest-modules --ignore=tests/test_layers.py --durations=10 fxprune tests
+
+FUZZ ?= --examples 20000
+fuzz: export OMP_NUM_THREADS = 1
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 $(VENV)/.peers: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[zoo,bench]'

@@ -1,0 +1,105 @@
+"""What plans and groups mean, read off the members' index maps entry by entry."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fxprune import Group, Member
+
+
+def rows_of(group: Group, kept: Mapping[str, Any]) -> Sequence[Sequence[int]]:
+    """The kept units of a group, per context."""
+    row = kept.get(group.name, [list(range(group.size))] * group.contexts)
+    return row if row and not isinstance(row[0], int) else [row]
+
+
+def stays(group: Group, member: Member, kept: Mapping[str, Any], shape: Sequence[int]) -> Any:
+    """Which entries of a parameter of this shape a member keeps: numpy bool of `shape`."""
+    rows = [set(row) for row in rows_of(group, kept)]
+    unit = member.unit.tolist()
+    context = None if member.context is None else member.context.tolist()
+    keep = np.ones(tuple(shape), dtype=bool)
+    dims = (member.dim, member.context_dim if context is not None else member.dim)
+    for i, j in itertools.product(range(shape[dims[0]]), range(shape[dims[1]])):
+        if dims[0] == dims[1] and i != j:
+            continue
+        u, c = unit[i], 0 if context is None or len(rows) == 1 else context[j]
+        if u >= 0 and c >= 0 and u not in rows[c]:
+            where: list[Any] = [slice(None)] * len(shape)
+            where[dims[0]], where[dims[1]] = i, j
+            keep[tuple(where)] = False
+    return keep
+
+
+def masks(
+    groups: Sequence[Group], kept: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, Any]:
+    """Per parameter that loses entries: numpy bool of its shape, True where an entry stays."""
+    found: dict[str, Any] = {}
+    for group in groups:
+        if all(len(row) == group.size for row in rows_of(group, kept)):
+            continue
+        for member in group.members:
+            shape = shapes[member.parameter]
+            keep = stays(group, member, kept, shape)
+            found[member.parameter] = found.get(member.parameter, True) & keep
+    return found
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by all of their names."""
+    named = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    return dict(named)
+
+
+def masked(module: nn.Module, keep: Mapping[str, Any]) -> nn.Module:
+    """A copy of the module with the removed entries set to zero."""
+    zeroed = copy.deepcopy(module)
+    named = tensors_of(zeroed)
+    with torch.no_grad():
+        for name, mask in keep.items():
+            named[name].masked_fill_(~torch.from_numpy(mask), 0)
+    return zeroed
+
+
+def squeezed(tensor: Tensor, keep: Any) -> Tensor:
+    """The kept entries of a tensor, as a smaller tensor; they must form a rectangle.
+
+    Slices that keep nothing vanish. Where other lines keep other indices, as in a dimension whose
+    units are chosen per context, each entry is counted within its own line.
+    """
+    places = []
+    for dim in range(tensor.dim()):
+        others = tuple(d for d in range(tensor.dim()) if d != dim)
+        nonempty = keep.any(axis=others)
+        crossed = int(nonempty.sum()) > int(keep.sum(axis=dim).max())
+        lines = np.moveaxis(np.broadcast_to(nonempty, np.moveaxis(keep, dim, -1).shape), -1, dim)
+        places.append((np.cumsum(keep if crossed else lines, axis=dim) - 1)[keep])
+    shape = tuple(int(p.max()) + 1 for p in places)
+    assert keep.sum() == np.prod(shape), f"{int(keep.sum())} entries are no {shape}"
+    result = tensor.new_full(shape, float("nan"))
+    result[tuple(torch.from_numpy(p) for p in places)] = tensor[torch.from_numpy(keep)]
+    assert not torch.isnan(result).any()
+    return result
+
+
+def relative_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """max|a-b| / max|b| per tensor, the largest over all; infinite for NaN."""
+    assert [a.shape for a in actual] == [b.shape for b in expected]
+    worst = 0.0
+    for a, b in zip(actual, expected, strict=True):
+        if a.numel():
+            scale = float(b.abs().max())
+            error = float((a - b).abs().max()) / (scale if scale > 0 else 1.0)
+            worst = max(worst, error if error == error else float("inf"))
+    return worst

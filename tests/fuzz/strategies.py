@@ -1,0 +1,92 @@
+"""Hypothesis strategies: random programs, and random plans for their groups."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import strategies as st
+
+from fxprune import Group
+from tests.fuzz import ops
+from tests.fuzz.program import Builder, Program, Value
+from tests.fuzz.table import TABLE, Op, project
+
+MAX_STEPS = 7
+MIN_STEPS = 1
+_ROWS = tuple(TABLE.values())
+_INPUTS = {"BCHW": (3, 4, 4), "BCT": (3, 5), "BTC": (4, 3), "BC": (4,)}
+
+assert ops
+
+
+@st.composite
+def programs(draw: st.DrawFn) -> Program:
+    """Small programs: one or two inputs, a layer on each, some ops, and layers before outputs."""
+    b = Builder(lambda below: draw(_below(below)))
+    for _ in range(1 + (b.choose(5) == 4)):
+        _begin(b)
+    steps = b.between(MIN_STEPS, MAX_STEPS)
+    for _ in range(steps):
+        draw(_step(b))
+    return _finish(b)
+
+
+def _below(bound: int) -> st.SearchStrategy[int]:
+    if bound not in _INTEGERS:
+        _INTEGERS[bound] = st.integers(0, bound - 1)
+    return _INTEGERS[bound]
+
+
+_INTEGERS: dict[int, st.SearchStrategy[int]] = {}
+
+
+def _begin(b: Builder) -> None:
+    """An input and a layer that makes prunable channels of it."""
+    kind = b.pick(tuple(_INPUTS))
+    value = b.add_input(kind, *_INPUTS[kind])
+    b.emit(kind, project(b, value, b.width()))
+    b.use(value)
+
+
+@st.composite
+def _step(draw: st.DrawFn, b: Builder) -> None:
+    """One row of the table, written for one of the last values. Shrinks by leaving out a row."""
+    b.choose = lambda below: draw(_below(below))
+    value = b.values[-1 - b.choose(min(len(b.values), 4))]
+    rows = [row for row in _ROWS if row.suits(b, value)]
+    write(b, b.pick(rows), value)
+
+
+def write(b: Builder, row: Op, value: Value) -> None:
+    """Let a row write its lines."""
+    b.use(value)
+    b.ops.append(row.name)
+    row.write(b, value)
+
+
+def _finish(b: Builder) -> Program:
+    """Return every value that nothing uses, most of them through a last layer."""
+    loose = [value for value in b.values if value.name not in b.used]
+    returned = [_head(b, value) for value in loose]
+    return b.program(returned[0] if len(returned) == 1 else f"({', '.join(returned)})")
+
+
+def _head(b: Builder, value: Value) -> str:
+    if b.choose(6) == 5:
+        return value.name
+    return b.temp(value.kind, project(b, value, 3)).name
+
+
+@st.composite
+def kept_units(draw: st.DrawFn, groups: Sequence[Group]) -> dict[str, Any]:
+    """Kept units per group: all, one, all but one, or any number, anew in each context."""
+    kept: dict[str, Any] = {}
+    for group in groups:
+        count = draw(st.sampled_from((group.size, 1, group.size - 1, -1)))
+        count = draw(_below(group.size)) + 1 if count == -1 else count
+        rng = random.Random(draw(_below(1000)))
+        rows = [sorted(rng.sample(range(group.size), count)) for _ in range(group.contexts)]
+        kept[group.name] = rows if group.contexts > 1 else rows[0]
+    return kept
