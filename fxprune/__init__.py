@@ -1,6 +1,6 @@
 """Structured pruning as a compiler pass: trace, analyze, plan, rewrite, verify."""
 
-from fxprune.allocation import NothingPrunedWarning, plan, score
+from fxprune.allocation import LeftWholeWarning, NothingPrunedWarning, plan, score
 from fxprune.analysis import Analysis, analyze
 from fxprune.capture import trace
 from fxprune.coverage import Coverage
@@ -11,6 +11,7 @@ from fxprune.errors import (
     AnalysisError,
     CheckpointError,
     FxpruneError,
+    NotApplicableError,
     PlanError,
     RewriteError,
     TraceError,
@@ -29,7 +30,9 @@ __all__ = [
     "EquivalenceReport",
     "FxpruneError",
     "Group",
+    "LeftWholeWarning",
     "Member",
+    "NotApplicableError",
     "NothingPrunedWarning",
     "PlanError",
     "PruneReport",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fxprune.criteria import Criterion, criterion_name, find_criterion
-from fxprune.errors import PlanError
+from fxprune.errors import NotApplicableError, PlanError
 from fxprune.groups import Group
 from fxprune.plans import AnalysisLike, PruningPlan
 from fxprune.plans.base import short
@@ -27,15 +27,20 @@ class NothingPrunedWarning(UserWarning):
     """A plan was asked for and it removes nothing."""
 
 
+class LeftWholeWarning(UserWarning):
+    """A criterion does not apply to some groups: they have no scores and lose no units."""
+
+
 def score(analysis: AnalysisLike, criterion: str | Criterion = "magnitude") -> dict[str, Tensor]:
     """The score of every unit of every prunable group, higher = keep.
 
     criterion  a name, or a callable `(group, parameters) -> Tensor`; `parameters` maps the names of
                parameters and buffers to detached tensors.
 
-    Returns {group name: Tensor} of shape [size], or [contexts, size] with several contexts. Raises
-    PlanError for an unknown criterion, and for scores that are no tensor, have another shape, are
-    complex, or are NaN or infinite.
+    Returns {group name: Tensor} of shape [size], or [contexts, size] with several contexts. Groups
+    that the criterion does not apply to (it raises NotApplicableError) are left out, and a
+    LeftWholeWarning names them. Raises PlanError if it applies to none, for an unknown criterion,
+    and for scores that are no tensor, have another shape, are complex, or are NaN or infinite.
     """
     return _score(analysis.groups, analysis.parameters, criterion)
 
@@ -65,6 +70,8 @@ def plan(
     slot j scores the mean over the contexts of each context's j-th lowest score. Removing j slots
     removes the j lowest units of every context.
 
+    Groups that the criterion does not apply to are left whole, as `score` says.
+
     Warns with NothingPrunedWarning if the sparsity is too small to remove anything. Raises
     PlanError if nothing may be pruned and for arguments or scores that make no sense.
     """
@@ -74,6 +81,7 @@ def plan(
     find_criterion(criterion)  # refuse a wrong name before looking at the groups
     chosen = _select(analysis, groups)
     scores = _score(chosen, analysis.parameters, criterion)
+    chosen = tuple(group for group in chosen if group.name in scores)
     order = {group.name: _removal_order(scores[group.name]) for group in chosen}
     counts = SCOPES[scope](chosen, scores, fraction)
     if not any(counts.values()):
@@ -141,7 +149,35 @@ def _score(
 ) -> dict[str, Tensor]:
     rule, name = find_criterion(criterion), criterion_name(criterion)
     readonly = MappingProxyType({key: value.detach() for key, value in parameters.items()})
-    return {group.name: _checked(group, rule(group, readonly), name) for group in groups}
+    scores: dict[str, Tensor] = {}
+    whole: dict[str, str] = {}
+    for group in groups:
+        try:
+            scores[group.name] = _checked(group, rule(group, readonly), name)
+        except NotApplicableError as reason:
+            whole[group.name] = str(reason)
+    if whole:
+        _report_whole(name, whole, len(groups))
+    return scores
+
+
+def _report_whole(criterion: str, whole: Mapping[str, str], groups: int) -> None:
+    """Say which groups have no scores and why; PlanError if that is all of them."""
+    reasons = Counter(whole.values()).most_common()
+    shown = "".join(f"\n  {count} x {reason}" for reason, count in reasons[:5])
+    if len(whole) == groups:
+        raise PlanError(
+            f"Criterion {criterion!r} applies to none of the {groups} groups:{shown}\n"
+            "Use another criterion, such as 'magnitude'."
+        )
+    names = ", ".join(repr(name) for name in list(whole)[:5])
+    more = f" and {len(whole) - 5} more" if len(whole) > 5 else ""
+    warnings.warn(
+        f"{len(whole)} of {groups} groups are left whole, because criterion {criterion!r} does not "
+        f"apply to them:{shown}\nThey are {names}{more}.",
+        LeftWholeWarning,
+        stacklevel=4,
+    )
 
 
 def _checked(group: Group, scores: object, criterion: str) -> Tensor:

@@ -19,6 +19,10 @@ class PlanError(FxpruneError):
     """A plan was asked for that cannot be: sparsity, scores, kept units or the graph do not fit."""
 
 
+class NotApplicableError(PlanError):
+    """A criterion does not apply to a group; criteria raise it, and the group is left whole."""
+
+
 class RewriteError(FxpruneError):
     """A plan could not be applied to a graph."""
 
