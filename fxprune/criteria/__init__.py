@@ -5,7 +5,18 @@ members and never asks for a module's type, so it scores channels, heads and hid
 """
 
 from fxprune.criteria.base import CRITERIA, Criterion, criterion_name, find_criterion
+from fxprune.criteria.fpgm import Fpgm
+from fxprune.criteria.lamp import Lamp
 from fxprune.criteria.norms import Norm
 from fxprune.criteria.randomness import Random
 
-__all__ = ["CRITERIA", "Criterion", "Norm", "Random", "criterion_name", "find_criterion"]
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "Fpgm",
+    "Lamp",
+    "Norm",
+    "Random",
+    "criterion_name",
+    "find_criterion",
+]

@@ -8,6 +8,8 @@ from types import MappingProxyType
 
 from torch import Tensor
 
+from fxprune.criteria.fpgm import Fpgm
+from fxprune.criteria.lamp import Lamp
 from fxprune.criteria.norms import Norm
 from fxprune.criteria.randomness import Random
 from fxprune.errors import PlanError
@@ -21,6 +23,8 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
         "l1": Norm(1),
         "l2": Norm(2),
         "linf": Norm(math.inf),
+        "lamp": Lamp(),
+        "fpgm": Fpgm(),
         "random": Random(0),
     }
 )
