@@ -19,6 +19,7 @@ from fxprune.errors import NotApplicableError, PlanError
 from fxprune.groups import Group
 from fxprune.plans import AnalysisLike, PruningPlan
 from fxprune.plans.base import short
+from fxprune.ranking import mean_slots, removal_order
 
 Scores = Mapping[str, Tensor]
 
@@ -82,7 +83,7 @@ def plan(
     chosen = _select(analysis, groups)
     scores = _score(chosen, analysis.parameters, criterion)
     chosen = tuple(group for group in chosen if group.name in scores)
-    order = {group.name: _removal_order(scores[group.name]) for group in chosen}
+    order = {group.name: removal_order(scores[group.name]) for group in chosen}
     counts = SCOPES[scope](chosen, scores, fraction)
     if not any(counts.values()):
         warnings.warn(_nothing(chosen, fraction, scope), NothingPrunedWarning, stacklevel=2)
@@ -209,12 +210,6 @@ def _checked(group: Group, scores: object, criterion: str) -> Tensor:
     return scores.detach()
 
 
-def _removal_order(scores: Tensor) -> Tensor:
-    """Units of each context in the order in which they go: lowest score, then highest index."""
-    ranked = scores.to("cpu", torch.float64).flip(-1).argsort(dim=-1, stable=True)
-    return scores.shape[-1] - 1 - ranked
-
-
 def _share(sparsity: float, size: int) -> int:
     """floor(sparsity * size) for the number that the float stands for: 0.29 of 100 is 29, not 28.
 
@@ -232,16 +227,11 @@ def _global(groups: Sequence[Group], scores: Scores, sparsity: float) -> dict[st
     target = _share(sparsity, sum(group.size for group in groups))
     # A group's best slot is no candidate: it must stay. The others of a group are in ascending
     # order and the sort is stable, so a group's slots fall from its lowest one upwards.
-    slots = torch.cat([_slots(scores[group.name])[:-1] for group in groups])
+    slots = torch.cat([mean_slots(scores[group.name])[:-1] for group in groups])
     owner = torch.cat([torch.full((group.size - 1,), i) for i, group in enumerate(groups)])
     fallen = owner[slots.argsort(stable=True)[:target]]
     counts = torch.bincount(fallen, minlength=len(groups)).tolist()
     return {group.name: count for group, count in zip(groups, counts, strict=True)}
-
-
-def _slots(scores: Tensor) -> Tensor:
-    """Ascending scores of a group's rank slots: means over contexts of sorted scores."""
-    return scores.to("cpu", torch.float64).reshape(-1, scores.shape[-1]).sort(-1).values.mean(0)
 
 
 SCOPES: Mapping[str, Callable[[Sequence[Group], Scores, float], dict[str, int]]] = MappingProxyType(

@@ -23,7 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"propagate", "lookups", "maskable", "contexts", "roles", "groups", "grouping"})
     | {"analysis", "coverage", "dynamic_sizes", "explanations", "plans", "selection", "slicing"},
     frozenset({"cost", "statistics"}),
-    frozenset({"criteria", "allocation", "schedules"}),
+    frozenset({"criteria", "allocation", "ranking", "schedules"}),
     frozenset({"rewriter", "interpretation", "equivalence"}),
     frozenset({"drivers", "checkpoint"}),
     frozenset({"report", "cli", "__init__", "__main__"}),
