@@ -1,0 +1,152 @@
+"""What reads files that anybody may have written: one row per reader.
+
+A reader gets a folder with one or more files. It must return something whole or raise one of our
+errors; `check` looks at what it returned.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune import Analysis, PruningPlan
+from fxprune.checkpoint import PLAN, TENSORS, _digest, load, save
+from tests.hostile.corruptions import (
+    JSON_FILE,
+    TENSOR_FILE,
+    Corruption,
+    join_tensors,
+    split_tensors,
+)
+
+Files = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader of files.
+
+    files        the undamaged files
+    corruptions  which file is damaged, and how it can be
+    read         what reads them; check  raises AssertionError unless what it returned is whole
+    seal         makes files that refer to each other agree again, as an attacker would
+    compiles     reading runs Python's compiler, which it must not do otherwise
+    """
+
+    files: Callable[[], Files]
+    corruptions: Mapping[str, Mapping[str, Corruption]]
+    read: Callable[[Path], Any]
+    check: Callable[[Any], None]
+    seal: Callable[[Files], Files] = lambda files: files
+    compiles: bool = False
+
+    def damaged(self, random: Random) -> tuple[str, Files]:
+        """The name of a corruption, and the files after it."""
+        files = dict(self.files())
+        file = random.choice(list(self.corruptions))
+        name = random.choice(list(self.corruptions[file]))
+        files[file] = self.corruptions[file][name](random, files[file])
+        return f"{file} {name}", self.seal(files)
+
+
+class Network(nn.Module):
+    """Grouped convolutions and attention: groups with and without contexts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.norm = nn.BatchNorm2d(8)
+        self.grouped = nn.Conv2d(8, 8, 3, groups=2)
+        self.classifier = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.grouped(torch.relu(self.norm(self.conv(x)))))
+        return self.classifier(x.mean((2, 3)))
+
+
+EXAMPLE = torch.zeros(2, 3, 6, 6)
+
+
+@functools.cache
+def _pruned() -> fxprune.PruneResult:
+    torch.manual_seed(0)
+    return fxprune.prune(Network(), EXAMPLE, sparsity=0.5)
+
+
+def _analysis() -> Analysis:
+    return _pruned().analysis
+
+
+# -- a plan's text ---------------------------------------------------------------------------------
+
+
+def _plan_file() -> Files:
+    return {PLAN: _pruned().plan.to_json().encode()}
+
+
+def _read_plan(folder: Path) -> PruningPlan:
+    # Text comes decoded, so bytes that are none become characters that no JSON has.
+    text = (folder / PLAN).read_text(encoding="utf-8", errors="surrogateescape")
+    return PruningPlan.from_json(text, _analysis())
+
+
+def _check_plan(plan: PruningPlan) -> None:
+    """It says the same after another round trip, and it can be applied."""
+    assert PruningPlan.from_json(plan.to_json(), _analysis()) == plan
+    assert set(plan.masks()) <= set(plan.shapes)
+    fxprune.rewrite(_analysis().traced, plan)
+
+
+# -- a saved directory -----------------------------------------------------------------------------
+
+
+@functools.cache
+def _saved() -> Mapping[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        save(_pruned(), folder)
+        return {name: (Path(folder) / name).read_bytes() for name in (TENSORS, PLAN)}
+
+
+def _load(folder: Path) -> nn.Module:
+    return load(folder, Network, EXAMPLE)
+
+
+def _check_module(module: nn.Module) -> None:
+    """All its tensors are there, and it runs."""
+    expected = _pruned().module.state_dict()
+    state = module.state_dict()
+    assert list(state) == list(expected)
+    assert all(state[name].dtype == expected[name].dtype for name in state)
+    assert module(EXAMPLE).shape == (2, 4)
+
+
+def _sealed(files: Files) -> Files:
+    """The tensors' file says that it belongs to this plan, whatever that is by now."""
+    header, body = split_tensors(files[TENSORS])
+    header["__metadata__"]["plan"] = _digest(files[PLAN].decode("utf-8", "replace"))
+    return {**files, TENSORS: join_tensors(json.dumps(header), body)}
+
+
+TARGETS: Mapping[str, Target] = {
+    "plan": Target(_plan_file, {PLAN: JSON_FILE}, _read_plan, _check_plan),
+    "directory": Target(
+        lambda: dict(_saved()),
+        {PLAN: JSON_FILE, TENSORS: TENSOR_FILE},
+        _load,
+        _check_module,
+        compiles=True,
+    ),
+    "resealed directory": Target(
+        lambda: dict(_saved()), {PLAN: JSON_FILE}, _load, _check_module, _sealed, compiles=True
+    ),
+}
