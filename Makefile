@@ -2,7 +2,7 @@
 # make test    everything that CI checks
 # make lint    style and types only
 # make fuzz    check 20,000 random programs and plans (half an hour; FUZZ="--minutes 5" for less)
-# make hostile read 10,000 damaged plans and saved models (five minutes; COUNT=500 for less)
+# make hostile read 10,000 damaged plans and saved models (HOSTILE="--count 500" for less)
 # make zoo     prune every architecture of the zoo, side by side with Torch-Pruning (an hour)
 # make bench   measure speed, scaling and latency (half an hour)
 # Each makes .venv first if there is none. A machine needs only Python >= 3.10, pip and make.
@@ -44,6 +44,10 @@ fuzz: export OMP_NUM_THREADS = 1
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
+HOSTILE ?= --count 10000
+hostile: $(READY)
+	$(BIN)/python -m tests.hostile $(HOSTILE)
+
 $(VENV)/.peers: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[zoo,bench]'
 	touch $@
@@ -55,11 +59,6 @@ bench: $(VENV)/.peers
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.latency
-
-COUNT ?= 10000
-SEED  ?= 0
-hostile: $(READY)
-	$(BIN)/python -m tests.hostile --count $(COUNT) --seed $(SEED)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,11 +23,15 @@ from fxprune.analysis import analyze
 from fxprune.capture import trace
 from fxprune.errors import CheckpointError, PlanError
 from fxprune.plans import PruningPlan
+from fxprune.plans.base import short
 from fxprune.rewriter import rewrite
 
 TENSORS = "model.safetensors"
 PLAN = "plan.json"
 FORMAT = "fxprune-1"
+_MOST_NAMES = 1000  # characters of names in a message
+_MOST_TEXT = 1 << 28
+"""Bytes of JSON, a plan or the header of the tensors, that are read at most."""
 
 
 class Pruned(Protocol):
@@ -92,10 +97,10 @@ def load(
     dtype than the pruned model's.
     """
     folder = Path(directory)
-    text = _read_plan(folder / PLAN)
-    stored = _read_tensors(folder / TENSORS, _digest(text))
     model = model_factory()
     _check_has_data(model)
+    text = _read_plan(folder / PLAN)
+    stored = _read_tensors(folder / TENSORS, _digest(text), _longest(model))
     traced = trace(model, example_inputs, dynamic)
     try:
         plan = PruningPlan.from_json(text, analyze(traced))
@@ -121,8 +126,24 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _longest(model: nn.Module) -> int:
+    """Bytes that no file of this model's pruned tensors exceeds, its header included."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return _MOST_TEXT + 2 * sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _check_file(path: Path, longest: int) -> None:
+    """Refuse what cannot be read in bounded time and memory: pipes, devices, endless files."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("it is not a regular file")
+    if found.st_size > longest:
+        raise OSError(f"it has {found.st_size} bytes, and at most {longest} are expected")
+
+
 def _read_plan(path: Path) -> str:
     try:
+        _check_file(path, _MOST_TEXT)
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise CheckpointError(
@@ -131,8 +152,9 @@ def _read_plan(path: Path) -> str:
         ) from error
 
 
-def _read_tensors(path: Path, plan_digest: str) -> dict[str, Tensor]:
+def _read_tensors(path: Path, plan_digest: str, longest: int) -> dict[str, Tensor]:
     try:
+        _check_file(path, longest)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -143,7 +165,7 @@ def _read_tensors(path: Path, plan_digest: str) -> dict[str, Tensor]:
         ) from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} says that its format is {metadata.get('format')!r}; this version reads "
+            f"{path} says that its format is {short(metadata.get('format'))}; this version reads "
             f"{FORMAT!r}, as `save` writes it."
         )
     if metadata.get("plan") != plan_digest:
@@ -193,7 +215,7 @@ def _fill(module: nn.Module, stored: Mapping[str, Tensor], path: Path) -> None:
     if missing or superfluous:
         raise CheckpointError(
             f"{path} does not hold the tensors of the pruned model: "
-            f"missing {missing or 'none'}, superfluous {superfluous or 'none'}. "
+            f"missing {_listed(missing)}, superfluous {_listed(superfluous)}. "
             "model_factory must make the model that was pruned, with the same tied weights."
         )
     with torch.no_grad():
@@ -201,10 +223,15 @@ def _fill(module: nn.Module, stored: Mapping[str, Tensor], path: Path) -> None:
             _copy(name, stored[name], state[representative], path)
 
 
+def _listed(names: list[str]) -> str:
+    text = str(names) if names else "none"
+    return text if len(text) <= _MOST_NAMES else f"{text[:_MOST_NAMES]}... ({len(names)} in all)"
+
+
 def _copy(name: str, source: Tensor, target: Tensor, path: Path) -> None:
     if source.shape != target.shape or source.dtype != target.dtype:
         raise CheckpointError(
-            f"{name} is {source.dtype} {list(source.shape)} in {path} and "
+            f"{name} is {source.dtype} {short(list(source.shape))} in {path} and "
             f"{target.dtype} {list(target.shape)} in the pruned model: "
             "model_factory must make the model with the sizes and the dtype it was pruned with."
         )
