@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.criteria import Criterion, criterion_name, find_criterion
+from fxprune.criteria import Criterion, bound, criterion_name, find_criterion
 from fxprune.errors import NotApplicableError, PlanError
 from fxprune.groups import Group
 from fxprune.plans import AnalysisLike, PruningPlan
@@ -43,7 +43,7 @@ def score(analysis: AnalysisLike, criterion: str | Criterion = "magnitude") -> d
     LeftWholeWarning names them. Raises PlanError if it applies to none, for an unknown criterion,
     and for scores that are no tensor, have another shape, are complex, or are NaN or infinite.
     """
-    return _score(analysis.groups, analysis.parameters, criterion)
+    return _score(analysis.groups, analysis, criterion)
 
 
 def plan(
@@ -81,7 +81,7 @@ def plan(
         raise PlanError(f"There is no scope {scope!r}; use one of {', '.join(sorted(SCOPES))}.")
     find_criterion(criterion)  # refuse a wrong name before looking at the groups
     chosen = _select(analysis, groups)
-    scores = _score(chosen, analysis.parameters, criterion)
+    scores = _score(chosen, analysis, criterion)
     chosen = tuple(group for group in chosen if group.name in scores)
     order = {group.name: removal_order(scores[group.name]) for group in chosen}
     counts = SCOPES[scope](chosen, scores, fraction)
@@ -146,10 +146,10 @@ def _frozen_reasons(analysis: AnalysisLike) -> str:
 
 
 def _score(
-    groups: Sequence[Group], parameters: Mapping[str, Tensor], criterion: str | Criterion
+    groups: Sequence[Group], analysis: AnalysisLike, criterion: str | Criterion
 ) -> dict[str, Tensor]:
-    rule, name = find_criterion(criterion), criterion_name(criterion)
-    readonly = MappingProxyType({key: value.detach() for key, value in parameters.items()})
+    rule, name = bound(find_criterion(criterion), analysis), criterion_name(criterion)
+    readonly = MappingProxyType({key: value.detach() for key, value in analysis.parameters.items()})
     scores: dict[str, Tensor] = {}
     whole: dict[str, str] = {}
     for group in groups:

@@ -78,6 +78,16 @@ def roles_of(propagation: Propagation) -> Roles:
     )
 
 
+def batch_norm_scales(propagation: Propagation) -> frozenset[str]:
+    """The parameters that batch normalisations multiply their channels with."""
+    scales = {
+        propagation.sources.get(id(record.call.arguments.get("weight")))
+        for record in propagation.records
+        if record.effect.kind is Kind.BATCH_NORM
+    }
+    return frozenset(name for name in scales if name is not None)
+
+
 def _read_contraction(
     record: Record,
     origins: Mapping[int, frozenset[str]],

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
-from torch import Tensor
-
+from fxprune.criteria.binding import GraphCriterion, Scorer
+from fxprune.criteria.bn_scale import BnScale
 from fxprune.criteria.fpgm import Fpgm
 from fxprune.criteria.lamp import Lamp
 from fxprune.criteria.norms import Norm
 from fxprune.criteria.randomness import Random
+from fxprune.criteria.synflow import SynFlow
 from fxprune.errors import PlanError
-from fxprune.groups import Group
 
-Criterion = Callable[[Group, Mapping[str, Tensor]], Tensor]
+Criterion = Scorer | GraphCriterion
 
 CRITERIA: Mapping[str, Criterion] = MappingProxyType(
     {
@@ -25,6 +25,8 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
         "linf": Norm(math.inf),
         "lamp": Lamp(),
         "fpgm": Fpgm(),
+        "bn_scale": BnScale(),
+        "synflow": SynFlow(),
         "random": Random(0),
     }
 )
@@ -39,7 +41,7 @@ def find_criterion(criterion: str | Criterion) -> Criterion:
             f"There is no criterion {criterion!r}. The names are {', '.join(sorted(CRITERIA))}; "
             "or pass a callable (group, parameters) -> Tensor of the group's shape."
         )
-    if not callable(criterion):
+    if not callable(criterion) and not isinstance(criterion, GraphCriterion):
         raise PlanError(
             f"A criterion is a name ({', '.join(sorted(CRITERIA))}) or a callable "
             f"(group, parameters) -> Tensor, not {criterion!r}."

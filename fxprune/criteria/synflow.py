@@ -1,0 +1,195 @@
+"""SynFlow: how much of the flow from the inputs to the outputs passes through a unit. No data."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fxprune.analysis import Analysis
+from fxprune.criteria.binding import Scorer
+from fxprune.criteria.linearized import Linearized
+from fxprune.errors import AnalysisError
+from fxprune.groups import Group
+from fxprune.meta import named_tensors, unpacked
+from fxprune.ranking import mean_slots, removal_order
+from fxprune.roles import roles_of
+from fxprune.schedules import exponential
+
+
+class SynapticFlow:
+    """A positive, linear copy of a graph (see `Linearized`), whose units can be switched off.
+
+    Weights are replaced by their absolute values and biases by 0, in float64; the input is ones,
+    of the example's size, and R is the sum of the outputs. Nothing of the original is changed.
+    """
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.graph: fx.GraphModule = copy.deepcopy(analysis.traced).eval().double()
+        self.tensors = dict(named_tensors(self.graph))
+        biases = roles_of(analysis.propagation).biases
+        for name, tensor in self.tensors.items():
+            floating = tensor.is_floating_point()
+            if floating:
+                tensor.requires_grad_(False)
+                tensor.copy_(torch.zeros_like(tensor) if name in biases else tensor.abs())
+        self.device = next((t.device for t in self.tensors.values()), torch.device("cpu"))
+
+    def scores(self, groups: Iterable[Group]) -> dict[str, Tensor]:
+        """The flow m dR/dm, m a factor on a unit's reads: the sum of w dR/dw over its consumers.
+
+        Where no weight reads a group, as where queries meet keys, the mean over its other weights.
+        Raises AnalysisError if R overflows.
+        """
+        total, products = self._flows()
+        if not bool(torch.isfinite(total)):
+            raise AnalysisError(
+                f"SynFlow: the sum of the outputs is {float(total)}, too large for float64. The "
+                "network is too deep or its weights are too large; use another criterion."
+            )
+        return {group.name: _read(group, products) for group in groups}
+
+    def total(self) -> float:
+        """R, the sum of the outputs."""
+        return float(self._flows()[0])
+
+    def products(self) -> dict[str, Tensor]:
+        """By parameter w that R depends on, w dR/dw, of the parameter's shape."""
+        return self._flows()[1]
+
+    def switch_off(self, group: Group, removed: Tensor) -> None:
+        """Set to zero what the removed units (bool, of the group's shape) own."""
+        for member in group.members:
+            tensor = self.tensors[member.parameter]
+            if tensor.is_floating_point():
+                gone = member.spread(removed, group, fill=False, rank=tensor.dim())
+                tensor.masked_fill_(gone.to(tensor.device), 0)
+
+    def _flows(self) -> tuple[Tensor, dict[str, Tensor]]:
+        parameters = dict(self.graph.named_parameters())
+        leaves = [p for p in parameters.values() if p.is_floating_point()]
+        for leaf in leaves:
+            leaf.requires_grad_(True)
+        try:
+            with torch.enable_grad(), Linearized():
+                outputs = self.graph(*self._ones())
+            found = [leaf for leaf in tree_leaves(unpacked(outputs)) if isinstance(leaf, Tensor)]
+            total = sum((t.sum() for t in found if t.is_floating_point()), torch.tensor(0.0))
+            if not total.requires_grad:
+                raise AnalysisError("SynFlow: no output depends on the graph's parameters.")
+            gradients = torch.autograd.grad(total, leaves, allow_unused=True)
+        finally:
+            for leaf in leaves:
+                leaf.requires_grad_(False)
+        known = {id(leaf): g for leaf, g in zip(leaves, gradients, strict=True) if g is not None}
+        return total.detach(), {
+            name: (p * known[id(p)]).detach() for name, p in parameters.items() if id(p) in known
+        }
+
+    def _ones(self) -> list[object]:
+        """The inputs: ones wherever the examples have numbers."""
+
+        def one(value: object) -> object:
+            if not isinstance(value, Tensor):
+                return value
+            dtype = torch.float64 if value.is_floating_point() else value.dtype
+            return torch.ones(value.shape, dtype=dtype, device=self.device)
+
+        nodes = [node for node in self.graph.graph.nodes if node.op == "placeholder"]
+        return [tree_map(one, node.meta["val"]) for node in nodes]
+
+
+def _read(group: Group, products: Mapping[str, Tensor]) -> Tensor:
+    """One side of the group's flow: what its consumers read, or what its producers make."""
+    known = [member for member in group.members if member.parameter in products]
+    for role in ("consumer", "producer", "norm"):
+        parts = [m.reduce(products[m.parameter], group) for m in known if m.role == role]
+        if parts:
+            return torch.stack(parts).sum(0) / (1 if role == "consumer" else len(parts))
+    return torch.zeros(group.shape, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class SynFlow:
+    """Iterative SynFlow: round by round the units of the least flow go, and flows are rescored.
+
+    rounds  each is one forward and backward pass on an example of ones
+    keep    the share of the units that outlasts the last round, None for as many units as there are
+            groups; the shares in between fall exponentially
+
+    A unit's score is its place in the order of removal, a multiple of 1/units, so that one scoring
+    serves every sparsity. Nothing keeps a group from losing its last unit (a plan does). Groups
+    nested in one another are never scored in one run: each has a run with all that are not nested.
+
+    On networks of linear and normalisation layers and activations, flows are conserved. They are
+    not where flows are multiplied with each other: by gates (squeeze and excitation), in attention.
+    """
+
+    rounds: int = 100
+    keep: float | None = None
+
+    def bind(self, analysis: Analysis) -> Scorer:
+        """The criterion for the groups of an analysis: one run when the first group is scored."""
+        scores: dict[str, Tensor] = {}
+
+        def score(group: Group, parameters: Mapping[str, Tensor]) -> Tensor:
+            if not scores:
+                scores.update(self.score_all(analysis))
+            return scores[group.name]
+
+        return score
+
+    def score_all(self, analysis: Analysis) -> dict[str, Tensor]:
+        """Scores of the shape of each prunable group, float64 in (0, 1]."""
+        scores: dict[str, Tensor] = {}
+        remaining = list(analysis.groups)
+        while remaining:
+            outer = {group.outer for group in remaining}
+            inner = [group for group in remaining if group.name not in outer]
+            plain = [g for g in analysis.groups if g.outer is None and g.name not in outer]
+            together = {group.name: group for group in [*plain, *inner]}
+            order = self._order(SynapticFlow(analysis), list(together.values()))
+            scores |= {group.name: order[group.name] for group in inner}
+            remaining = [group for group in remaining if group.name in outer]
+        return scores
+
+    def _order(self, flow: SynapticFlow, groups: Sequence[Group]) -> dict[str, Tensor]:
+        total = sum(group.size for group in groups)
+        keep = len(groups) / total if self.keep is None else self.keep
+        order = {g.name: torch.zeros(g.shape, dtype=torch.float64) for g in groups}
+        gone = 0
+        for ratio in (*exponential(keep, self.rounds), None):  # at last rank what is left
+            goal = total if ratio is None else total - round(ratio * total)
+            if goal == gone:
+                continue
+            scores = flow.scores(groups)
+            left = {
+                name: torch.where(places == 0, scores[name].cpu(), math.inf)
+                for name, places in order.items()
+            }
+            for group, positions in _lowest(groups, left, goal - gone):
+                numbers = (positions + (gone + 1)).double() / total
+                units = removal_order(left[group.name])[..., : len(positions)]
+                order[group.name].scatter_(-1, units, numbers.expand(units.shape))
+                flow.switch_off(group, order[group.name] > 0)
+            gone = goal
+        return order
+
+
+def _lowest(
+    groups: Sequence[Group], scores: Mapping[str, Tensor], count: int
+) -> Iterator[tuple[Group, Tensor]]:
+    """The groups that lose units, with the places of those units among the `count` lowest."""
+    slots = torch.cat([mean_slots(scores[group.name]) for group in groups])
+    sizes = torch.tensor([group.size for group in groups])
+    owner = torch.arange(len(groups)).repeat_interleave(sizes)
+    fallen = owner[slots.argsort(stable=True)[:count]]
+    for number, group in enumerate(groups):
+        positions = (fallen == number).nonzero()[:, 0]
+        if len(positions):
+            yield group, positions
