@@ -3,6 +3,7 @@
 from fxprune.allocation import LeftWholeWarning, NothingPrunedWarning, plan, score
 from fxprune.analysis import Analysis, analyze
 from fxprune.capture import trace
+from fxprune.costs import Amounts, Cost, cost, savings
 from fxprune.coverage import Coverage
 from fxprune.criteria import Criterion
 from fxprune.drivers import PruneReport, PruneResult, prune
@@ -22,9 +23,11 @@ from fxprune.plans import PruningPlan
 from fxprune.rewriter import rewrite
 
 __all__ = [
+    "Amounts",
     "Analysis",
     "AnalysisError",
     "CheckpointError",
+    "Cost",
     "Coverage",
     "Criterion",
     "EquivalenceReport",
@@ -42,9 +45,11 @@ __all__ = [
     "TraceError",
     "VerifyError",
     "analyze",
+    "cost",
     "plan",
     "prune",
     "rewrite",
+    "savings",
     "score",
     "trace",
     "verify",

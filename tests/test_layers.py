@@ -22,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"rules"}),
     frozenset({"propagate", "lookups", "maskable", "contexts", "roles", "groups", "grouping"})
     | {"analysis", "coverage", "dynamic_sizes", "explanations", "plans", "selection", "slicing"},
-    frozenset({"cost", "statistics"}),
+    frozenset({"costs", "statistics"}),
     frozenset({"criteria", "allocation", "ranking", "schedules"}),
     frozenset({"rewriter", "interpretation", "equivalence"}),
     frozenset({"drivers", "checkpoint"}),

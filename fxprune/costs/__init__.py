@@ -1,0 +1,5 @@
+"""What a network costs, as closed forms of its widths."""
+
+from fxprune.costs.model import Amounts, Cost, CostModel, NodeCost, cost, cost_model, savings
+
+__all__ = ["Amounts", "Cost", "CostModel", "NodeCost", "cost", "cost_model", "savings"]
