@@ -23,9 +23,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"propagate", "lookups", "maskable", "contexts", "roles", "groups", "grouping"})
     | {"analysis", "coverage", "dynamic_sizes", "explanations", "plans", "selection", "slicing"},
     frozenset({"costs", "statistics"}),
-    frozenset({"criteria", "allocation", "ranking", "schedules"}),
-    frozenset({"rewriter", "interpretation", "equivalence"}),
-    frozenset({"drivers", "checkpoint"}),
+    frozenset({"criteria", "allocation", "ranking", "schedules"}) | {"penalties"},
+    frozenset({"rewriter", "interpretation", "equivalence"}) | {"compensation", "masking"},
+    frozenset({"drivers", "checkpoint"}) | {"collapse", "lottery", "regrowth"},
     frozenset({"report", "cli", "__init__", "__main__"}),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -59,7 +59,7 @@ class Norm:
         first.check_shape(tuple(parameter.shape), group)
         total = first.collect(self._power_sums(parameter, first.dims), group)
         for index, member in enumerate(more, start=1):
-            fresh = _not_yet_counted(group, members[:index], member, parameter.dim())
+            fresh = not_yet_counted(group, members[:index], member, parameter.dim())
             powers = _wide(parameter).abs() ** self.order
             total = total + member.reduce(powers * fresh.to(powers.device), group)
         return total
@@ -98,7 +98,7 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64, copy=True)
 
 
-def _not_yet_counted(group: Group, earlier: Sequence[Member], member: Member, rank: int) -> Tensor:
+def not_yet_counted(group: Group, earlier: Sequence[Member], member: Member, rank: int) -> Tensor:
     """Where `member` gives a unit an entry that no earlier member gave it: bool, broadcasts."""
     numbers = torch.arange(group.slots).reshape(group.shape)
     own = member.spread(numbers, group, fill=-1, rank=rank)
