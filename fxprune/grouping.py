@@ -1,9 +1,4 @@
-"""From solved axes to groups: members, the units of their indices, contexts and nesting.
-
-A parameter dimension, written out index by index, is a table of *columns*: row ``i`` lists the
-(atom, unit) pairs whose conjunction keeps index ``i``. Groups, index maps, contexts and nesting are
-all read from these tables.
-"""
+"""From solved axes to groups: members, the units of their indices, contexts and nesting."""
 
 from __future__ import annotations
 
@@ -11,9 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-
-import torch
-from torch import Tensor
 
 from fxprune.axes import Atom, Axis, Concat, Product, factors_of, find, leaves, segments_of
 from fxprune.contexts import contexts
@@ -23,71 +15,7 @@ from fxprune.lookups import followed
 from fxprune.maskable import flagged_atoms
 from fxprune.propagate import Propagation
 from fxprune.roles import Roles, roles_of
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The conjunction behind each index of an axis.
-
-    `atoms` and `units` are int64 [n, k], -1 where unused. `atoms` holds atom keys. Columns of one
-    row are in row-major order: the first is the major factor.
-    """
-
-    atoms: Tensor
-    units: Tensor
-
-
-_ALWAYS = Columns(torch.empty(1, 0, dtype=torch.int64), torch.empty(1, 0, dtype=torch.int64))
-"""One index that no unit conditions."""
-
-
-class ColumnTables:
-    """Column tables of axes, computed once per axis."""
-
-    def __init__(self) -> None:
-        self._tables: dict[int, tuple[Axis, Columns]] = {}
-
-    def of(self, axis: Axis) -> Columns:
-        """The table of an axis."""
-        axis = find(axis)
-        if id(axis) not in self._tables:
-            self._tables[id(axis)] = (axis, self._compute(axis))
-        return self._tables[id(axis)][1]
-
-    def _compute(self, axis: Axis) -> Columns:
-        if isinstance(axis, Concat):
-            return _stack_rows([self.of(segment) for segment in segments_of(axis)])
-        if isinstance(axis, Product):
-            table = _ALWAYS  # a product of nothing: of frozen single units only
-            for factor in factors_of(axis):
-                table = _outer(table, self.of(factor))
-            return table
-        (atom,) = leaves(axis)
-        return Columns(
-            torch.full((atom.size, 1), atom.key),
-            torch.arange(atom.size, dtype=torch.int64)[:, None],
-        )
-
-
-def _stack_rows(tables: Sequence[Columns]) -> Columns:
-    width = max(table.atoms.shape[1] for table in tables)
-
-    def padded(part: Tensor) -> Tensor:
-        return torch.nn.functional.pad(part, (0, width - part.shape[1]), value=-1)
-
-    return Columns(
-        torch.cat([padded(table.atoms) for table in tables]),
-        torch.cat([padded(table.units) for table in tables]),
-    )
-
-
-def _outer(major: Columns, minor: Columns) -> Columns:
-    n, m = len(major.atoms), len(minor.atoms)
-
-    def joined(a: Tensor, b: Tensor) -> Tensor:
-        return torch.cat([a.repeat_interleave(m, 0), b.repeat(n, 1)], dim=1)
-
-    return Columns(joined(major.atoms, minor.atoms), joined(major.units, minor.units))
+from fxprune.unit_maps import UnitMaps
 
 
 @dataclass
@@ -128,7 +56,7 @@ def build_groups(propagation: Propagation) -> Grouped:
 class _Grouping:
     def __init__(self, propagation: Propagation) -> None:
         self.propagation = propagation
-        self.tables = ColumnTables()
+        self.maps = UnitMaps()
         self.trainable = propagation.trainable
         self.flags = flagged_atoms(propagation)
         self.looked_up = frozenset(followed(propagation.records).values())
@@ -274,11 +202,11 @@ class _Grouping:
         for name, dim in draft.members:
             role = roles.of(name, dim, draft.atoms[0])
             layout = self.layouts[name]
-            yield from make_members(self.tables, name, layout, dim, role, offsets, draft.context)
+            yield from make_members(self.maps, name, layout, dim, role, offsets, draft.context)
 
 
 def make_members(
-    tables: ColumnTables,
+    maps: UnitMaps,
     name: str,
     layout: Sequence[Axis],
     dim: int,
@@ -292,13 +220,13 @@ def make_members(
     product ``D*D`` stays iff ``i`` and ``j`` do. Raises AnalysisError if the context is nowhere in
     the tensor.
     """
-    units = _unit_maps(tables.of(layout[dim]), offsets)
+    units = maps.of(layout[dim], offsets)
     if context is None:
         return [Member(name, dim, role, unit) for unit in units]
     others = (d for d in range(len(layout)) if d != dim)
     for candidate in (dim, *others):
         if context in leaves(layout[candidate]):
-            (index,) = _unit_maps(tables.of(layout[candidate]), {context.key: 0})
+            (index,) = maps.of(layout[candidate], {context.key: 0})
             return [Member(name, dim, role, unit, index, candidate) for unit in units]
     raise AnalysisError(
         f"{name!r}: dimension {dim} has units per context, but no context {context!r}."
@@ -311,26 +239,6 @@ def _offsets(atoms: Sequence[Atom]) -> dict[int, int]:
         offsets[atom.key] = start
         start += atom.size
     return offsets
-
-
-def _unit_maps(table: Columns, offsets: Mapping[int, int]) -> list[Tensor]:
-    """The units of each index of an axis in a group of atoms: the first, the second and so on.
-
-    Each map is -1 where an index has no further unit of the group.
-    """
-    maps = [torch.full((len(table.atoms),), -1, dtype=torch.int64)]
-    keys = torch.tensor(sorted(offsets), dtype=torch.int64)
-    starts = torch.tensor([offsets[int(k)] for k in keys], dtype=torch.int64)
-    for column in range(table.atoms.shape[1]):
-        atoms = table.atoms[:, column].contiguous()
-        place = torch.searchsorted(keys, atoms).clamp_max(len(keys) - 1)
-        ours, unit = keys[place] == atoms, starts[place] + table.units[:, column]
-        for level, known in enumerate(maps):
-            maps[level] = torch.where(ours & (known < 0), unit, known)
-            ours = ours & (known >= 0)
-        if bool(ours.any()):
-            maps.append(torch.where(ours, unit, -1))
-    return maps
 
 
 def _majors_in(

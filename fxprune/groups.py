@@ -196,8 +196,12 @@ class Group:
                 f"group {self.name!r}: size {self.size} and contexts {self.contexts} must be at "
                 f"least 1."
             )
+        checked: set[tuple[int, int]] = set()  # members share maps
         for member in self.members:
-            self._check_member(member)
+            maps = id(member.unit), id(member.context)
+            if maps not in checked:
+                checked.add(maps)
+                self._check_member(member)
 
     def __repr__(self) -> str:
         shape = f"{self.contexts} x {self.size}" if self.contexts > 1 else f"{self.size}"
@@ -236,19 +240,20 @@ class Group:
             yield member, member.entries(parameters[member.parameter], self)
 
     def _check_member(self, member: Member) -> None:
-        where = f"group {self.name!r}, {member!r}"
         if self.contexts > 1 and member.context is None:
             raise AnalysisError(
-                f"{where}: a group with {self.contexts} contexts needs a context map."
+                f"group {self.name!r}, {member!r}: a group with {self.contexts} contexts needs "
+                "a context map."
             )
         bounds = ((member.unit, self.size, "unit"), (member.context, self.contexts, "context"))
         for index, size, what in bounds:
             if index is None or index.numel() == 0:
                 continue
-            low, high = int(index.min()), int(index.max())
+            low, high = (int(bound) for bound in index.aminmax())
             if low < -1 or high >= size:
                 raise AnalysisError(
-                    f"{where}: the {what} map runs from {low} to {high}, outside [-1, {size})."
+                    f"group {self.name!r}, {member!r}: the {what} map runs from {low} to {high}, "
+                    f"outside [-1, {size})."
                 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor
 from fxprune.analysis import Analysis
 from fxprune.axes import Axis, Concat, Product, factors_of, find, leaves, segments_of
 from fxprune.errors import RewriteError
-from fxprune.grouping import ColumnTables, make_members
+from fxprune.grouping import make_members
 from fxprune.groups import Group, Member
 from fxprune.plans import PruningPlan
 from fxprune.slicing import slice_parameter
+from fxprune.unit_maps import UnitMaps
 
 
 class Selection:
@@ -24,7 +25,7 @@ class Selection:
     def __init__(self, analysis: Analysis, plan: PruningPlan) -> None:
         self.analysis = analysis
         self.plan = plan
-        self._tables = ColumnTables()
+        self._maps = UnitMaps()
 
     @cached_property
     def _kept(self) -> dict[str, Tensor]:
@@ -77,32 +78,31 @@ class Selection:
 
     def mask(self, axis: Axis) -> Tensor:
         """Which indices of an axis stay: bool [n]. RewriteError if that depends on another axis."""
-        table = self._tables.of(axis)
-        keep = torch.ones(len(table.atoms), dtype=torch.bool)
-        for column in range(table.atoms.shape[1]):
-            keep &= self._column_mask(axis, table.atoms, table.units, column)
+        keep = torch.ones(axis.size, dtype=torch.bool)
+        for name, offsets in self._pruned_in(axis).items():
+            chosen = self.analysis.grouped.contexts.get(name)
+            for units in self._maps.of(axis, offsets):
+                own = units >= 0
+                context = torch.zeros_like(units)
+                if chosen is not None:
+                    context = self._maps.of(axis, {chosen.key: 0})[0]
+                    if bool((context[own] < 0).any()):
+                        raise RewriteError(
+                            f"the kept indices of {name!r} depend on a context that lies in "
+                            f"another dimension than {axis!r}, and an op takes this dimension "
+                            "apart by index."
+                        )
+                keep[own] &= self._kept[name][context[own], units[own]]
         return keep
 
-    def _column_mask(self, axis: Axis, atoms: Tensor, units: Tensor, column: int) -> Tensor:
-        keep = torch.ones(len(atoms), dtype=torch.bool)
-        for key in torch.unique(atoms[:, column]).tolist():
-            name, offset = self.analysis.grouped.units.get(key, ("", 0))
-            kept = self._kept.get(name)
-            if kept is None:
-                continue
-            rows = (atoms[:, column] == key).nonzero()[:, 0]
-            context = torch.zeros(len(rows), dtype=torch.int64)
-            chosen = self.analysis.grouped.contexts.get(name)
-            if chosen is not None:
-                where = atoms[rows] == chosen.key
-                if not bool(where.any(1).all()):
-                    raise RewriteError(
-                        f"the kept indices of {name!r} depend on a context that lies in another "
-                        f"dimension than {axis!r}, and an op takes this dimension apart by index."
-                    )
-                context = (units[rows] * where).sum(1)
-            keep[rows] = kept[context, offset + units[rows, column]]
-        return keep
+    def _pruned_in(self, axis: Axis) -> Mapping[str, dict[int, int]]:
+        """The pruned groups in an axis: the key of each atom → the number of its first unit."""
+        offsets: dict[str, dict[int, int]] = {}
+        for atom in leaves(axis):
+            name, offset = self.analysis.grouped.units.get(atom.key, ("", 0))
+            if name in self._kept:
+                offsets.setdefault(name, {})[atom.key] = offset
+        return offsets
 
     def positions(self, layout: Sequence[Axis]) -> Tensor | None:
         """Where the entries that stay are in a tensor: int64 flat positions, in the shape after
@@ -120,16 +120,11 @@ class Selection:
     def _memberships(self, layout: Sequence[Axis]) -> Iterator[tuple[Group, Member]]:
         grouped = self.analysis.grouped
         for dim, axis in enumerate(layout):
-            offsets: dict[str, dict[int, int]] = {}
-            for atom in leaves(axis):
-                name, offset = grouped.units.get(atom.key, ("", 0))
-                if name in self._kept:
-                    offsets.setdefault(name, {})[atom.key] = offset
-            for name, numbers in offsets.items():
+            for name, numbers in self._pruned_in(axis).items():
                 group, context = self.plan.group(name), grouped.contexts.get(name)
                 if context in grouped.looked_up and not any(context in leaves(a) for a in layout):
                     continue  # data says which entries stay
                 for member in make_members(
-                    self._tables, "tensor", layout, dim, "producer", numbers, context
+                    self._maps, "tensor", layout, dim, "producer", numbers, context
                 ):
                     yield group, member

@@ -21,7 +21,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"capture", "modules", "meta", "meta_kernels"}),
     frozenset({"rules"}),
     frozenset({"propagate", "lookups", "maskable", "contexts", "roles", "groups", "grouping"})
-    | {"analysis", "coverage", "dynamic_sizes", "explanations", "plans", "selection", "slicing"},
+    | {"analysis", "coverage", "dynamic_sizes", "explanations", "plans", "selection", "slicing"}
+    | {"unit_maps"},
     frozenset({"costs", "statistics"}),
     frozenset({"criteria", "allocation", "ranking", "schedules"}) | {"penalties"},
     frozenset({"rewriter", "interpretation", "equivalence"}) | {"compensation", "masking"},

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from fxprune.algebra import Algebra
 from fxprune.axes import Product
-from fxprune.grouping import ColumnTables
+from fxprune.unit_maps import UnitMaps
 
 
-def test_a_product_of_frozen_units_has_a_column_table() -> None:
-    # Frozen units of size 1 are no factors: the product was left without any, and the table failed.
+def test_a_product_of_frozen_units_has_unit_maps() -> None:
+    # Frozen units of size 1 are no factors: the product was left without any, and the map failed.
     algebra = Algebra()
     units, rest = [algebra.atom(1), algebra.atom(1)], algebra.atom(3)
     axis = algebra.concat([Product(units), rest])
     for unit in units:
         algebra.freeze(unit, "indexed by data")
-    table = ColumnTables().of(axis)
-    assert table.atoms.tolist() == [[-1], [rest.key], [rest.key], [rest.key]]
-    assert table.units.tolist() == [[-1], [0], [1], [2]]
+    (units_of_rest,) = UnitMaps().of(axis, {rest.key: 5})
+    assert units_of_rest.tolist() == [-1, 5, 6, 7]
