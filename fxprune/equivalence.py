@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from fxprune.analysis import Analysis, analysis_of
 from fxprune.errors import FxpruneError, VerifyError
 from fxprune.grouping import build_groups
+from fxprune.inputs import bind_inputs
 from fxprune.interpretation import Interpretation, NodeValues
 from fxprune.meta import unpacked
 from fxprune.plans import PruningPlan
@@ -87,7 +88,7 @@ def verify(
     analysis = analysis_of(traced)
     plan.check_fingerprint(analysis.fingerprint)
     original, slim = _prepared(traced, dtype), _prepared(pruned, dtype)
-    values = tuple(_converted(value, dtype) for value in _bind_inputs(traced, inputs))
+    values = tuple(_converted(value, dtype) for value in bind_inputs(traced, inputs, VerifyError))
     maskable = all(plan.group(name).maskable for name in plan.kept_units)
     reference = _Reference(original, analysis, plan, values, maskable)
     with _running("original", values):
@@ -100,28 +101,6 @@ def verify(
     first = None if ok else _first_mismatch(reference, slim, values, limit)
     law = MASKED_EQUIVALENCE if maskable else MASKED_INTERPRETATION
     return EquivalenceReport(ok, error, first, law, limit)
-
-
-def _bind_inputs(traced: fx.GraphModule, inputs: Any) -> tuple[Any, ...]:
-    """The placeholders' values, given by position or by name; defaults fill the rest."""
-    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
-    names = [str(node.target) for node in placeholders]
-    if isinstance(inputs, Mapping):
-        given = dict(inputs)
-    else:
-        sequence = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
-        if len(sequence) > len(names):
-            raise VerifyError(f"{len(sequence)} inputs were given, but the graph takes {names}.")
-        given = dict(zip(names, sequence, strict=False))
-    unknown = sorted(set(given) - set(names))
-    defaults = {str(n.target): n.args[0] for n in placeholders if n.args}
-    missing = [name for name in names if name not in given and name not in defaults]
-    if unknown or missing:
-        raise VerifyError(
-            f"the graph takes inputs {names}; missing are {missing}, unknown are "
-            f"{unknown}. Pass a tensor, a tuple in this order, or a dict by name."
-        )
-    return tuple(given.get(name, defaults.get(name)) for name in names)
 
 
 def max_error(actual: Any, expected: Any) -> float:

@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from fxprune.propagate import Propagation, Record, TensorAxes
+from fxprune.replay import bindings, invoke, tensors_of
 from fxprune.rules.base import Kind, Layout
 from fxprune.selection import Selection
 
@@ -56,10 +57,8 @@ class Interpretation:
                 yield node, tree_map(self._value, stated, is_leaf=_is_tensor)
 
     def _bind(self, stated: Any, value: Any) -> None:
-        real = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-        meta = [leaf for leaf in tree_leaves(stated) if isinstance(leaf, TensorAxes)]
-        for axes, tensor in zip(meta, real, strict=True):
-            self.tensors[axes.key] = tensor.clone()
+        for key, tensor in bindings(stated, value):
+            self.tensors[key] = tensor.clone()
 
     def _value(self, leaf: Any) -> Any:
         return self.tensors[leaf.key] if isinstance(leaf, TensorAxes) else leaf
@@ -79,7 +78,7 @@ class Interpretation:
             ):
                 outputs = self._compacted(record, arguments)
             else:
-                outputs = _tensors(_invoke(record, arguments, self.device))
+                outputs = tensors_of(invoke(record, arguments, self.device))
         for key, output, layout in zip(record.outputs, outputs, record.effect.outputs, strict=True):
             self.tensors[key] = self._masked(output, layout)
 
@@ -116,7 +115,7 @@ class Interpretation:
             (record.site.args, record.site.kwargs),
         )
         module = self.original.get_submodule(str(record.site.target))
-        return _tensors(module(*args, **kwargs))
+        return tensors_of(module(*args, **kwargs))
 
     def _compacted(self, record: Record, arguments: dict[str, Any]) -> list[Tensor]:
         """Run a statistic on the kept entries only; its result is spread out again."""
@@ -129,7 +128,7 @@ class Interpretation:
         resize = _RESIZED.get(record.call.name)
         if resize is not None:
             arguments |= resize(record, self.selection)
-        results = _tensors(_invoke(record, arguments, self.device))
+        results = tensors_of(invoke(record, arguments, self.device))
         return [self._spread(t, a) for t, a in zip(results, record.effect.outputs, strict=True)]
 
     def _spread(self, tensor: Tensor, layout: Layout) -> Tensor:
@@ -143,20 +142,6 @@ class Interpretation:
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, TensorAxes)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def _invoke(record: Record, arguments: Mapping[str, Any], device: torch.device) -> Any:
-    schema = record.call.func._schema
-    keyword_only = {a.name for a in schema.arguments if a.kwarg_only}
-    args = [value for name, value in arguments.items() if name not in keyword_only]
-    kwargs = {name: value for name, value in arguments.items() if name in keyword_only}
-    if kwargs.get("device") is not None:
-        kwargs["device"] = device
-    return record.call.func(*args, **kwargs)
 
 
 def _layer_norm(record: Record, selection: Selection) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from fxprune.propagate import Propagation, Record
 from fxprune.rules.base import Kind
 
 _ADDED = frozenset("aten::add aten::sub aten::add_ aten::sub_".split())
-_BIAS_ARGUMENTS = dict.fromkeys(
+BIAS_ARGUMENTS = dict.fromkeys(
     "aten::addmm aten::baddbmm aten::addbmm aten::addmv aten::addr".split(), "self"
 )
 _LOOKUPS = frozenset({"aten::embedding"})
@@ -97,7 +97,7 @@ def _read_contraction(
 ) -> None:
     over = {atom for axis in record.effect.over for atom in leaves(axis)}
     made = {atom for layout in record.effect.outputs for axis in layout for atom in leaves(axis)}
-    bias = record.call.arguments.get(_BIAS_ARGUMENTS.get(record.call.name, "bias"))
+    bias = record.call.arguments.get(BIAS_ARGUMENTS.get(record.call.name, "bias"))
     for key, layout in record.inputs:
         names = origins.get(key)
         if names is None:

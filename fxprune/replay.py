@@ -1,0 +1,36 @@
+"""Run a node's recorded ATen ops on real tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from fxprune.meta import unpacked
+from fxprune.propagate import Record, TensorAxes
+
+
+def invoke(record: Record, arguments: Mapping[str, Any], device: torch.device) -> Any:
+    """The op's result on arguments by schema name; what it creates is on `device`."""
+    schema = record.call.func._schema
+    keyword_only = {a.name for a in schema.arguments if a.kwarg_only}
+    args = [value for name, value in arguments.items() if name not in keyword_only]
+    kwargs = {name: value for name, value in arguments.items() if name in keyword_only}
+    if kwargs.get("device") is not None:
+        kwargs["device"] = device
+    return record.call.func(*args, **kwargs)
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors of a node's value or an op's result."""
+    return [leaf for leaf in tree_leaves(unpacked(value)) if isinstance(leaf, Tensor)]
+
+
+def bindings(stated: Any, value: Any) -> Iterator[tuple[int, Tensor]]:
+    """The key of each tensor of a node's value, as `Propagation.nodes` states it."""
+    axes = [leaf for leaf in tree_leaves(stated) if isinstance(leaf, TensorAxes)]
+    for leaf, tensor in zip(axes, tensors_of(value), strict=True):
+        yield leaf.key, tensor
