@@ -21,6 +21,7 @@ from fxprune.errors import (
 from fxprune.groups import Group, Member
 from fxprune.plans import PruningPlan
 from fxprune.rewriter import rewrite
+from fxprune.statistics import Statistics
 
 __all__ = [
     "Amounts",
@@ -42,6 +43,7 @@ __all__ = [
     "PruneResult",
     "PruningPlan",
     "RewriteError",
+    "Statistics",
     "TraceError",
     "VerifyError",
     "analyze",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from numbers import Real
 from types import MappingProxyType
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from fxprune.criteria import Criterion, bound, criterion_name, find_criterion
+from fxprune.criteria.binding import Scorer
 from fxprune.errors import NotApplicableError, PlanError
 from fxprune.groups import Group
 from fxprune.plans import AnalysisLike, PruningPlan
 from fxprune.plans.base import short
 from fxprune.ranking import mean_slots, removal_order
+from fxprune.statistics import Labels, Loss, Statistics
 
 Scores = Mapping[str, Tensor]
 
@@ -32,18 +34,32 @@ class LeftWholeWarning(UserWarning):
     """A criterion does not apply to some groups: they have no scores and lose no units."""
 
 
-def score(analysis: AnalysisLike, criterion: str | Criterion = "magnitude") -> dict[str, Tensor]:
+def score(
+    analysis: AnalysisLike,
+    criterion: str | Criterion = "magnitude",
+    data: Iterable[Any] | Statistics | None = None,
+    loss: Loss | None = None,
+    labels: Labels | None = None,
+) -> dict[str, Tensor]:
     """The score of every unit of every prunable group, higher = keep.
 
-    criterion  a name, or a callable `(group, parameters) -> Tensor`; `parameters` maps the names of
-               parameters and buffers to detached tensors.
+    criterion  a name; or a callable `(group, parameters) -> Tensor`, where `parameters` maps the
+               names of parameters and buffers to detached tensors; or an object with `requires` and
+               `score(group, statistics)`, which needs data
+    data       an iterable of batches: `(inputs, target)`, a mapping of inputs by name, or a tensor;
+               or a `Statistics`, which several criteria can share
+    loss       `loss(output, target)`, or `loss(output, batch)` for batches that are no pairs: the
+               mean over samples. None for cross-entropy with class indices.
+    labels     "empirical" or "model": the data's, or drawn from the model's output. None for the
+               criterion's own default
 
     Returns {group name: Tensor} of shape [size], or [contexts, size] with several contexts. Groups
     that the criterion does not apply to (it raises NotApplicableError) are left out, and a
     LeftWholeWarning names them. Raises PlanError if it applies to none, for an unknown criterion,
     and for scores that are no tensor, have another shape, are complex, or are NaN or infinite.
     """
-    return _score(analysis.groups, analysis, criterion)
+    rule = bound(find_criterion(criterion), analysis, data, loss, labels)
+    return _score(analysis.groups, analysis, rule, criterion_name(criterion))
 
 
 def plan(
@@ -52,6 +68,9 @@ def plan(
     sparsity: float | None = None,
     scope: str = "local",
     groups: Callable[[Group], bool] | None = None,
+    data: Iterable[Any] | Statistics | None = None,
+    loss: Loss | None = None,
+    labels: Labels | None = None,
 ) -> PruningPlan:
     """Decide which units go: those of the lowest score.
 
@@ -62,6 +81,7 @@ def plan(
                first, whichever group they are in.
     groups     which groups may lose units. Without it, of nested groups only the innermost do, so
                that a sparsity of 0.5 does not leave a quarter.
+    data, loss, labels    as for `score`
 
     At least one unit stays in every group. Of equal scores the lower index stays; between groups,
     equal scores go from the group that comes first in `analysis.groups`.
@@ -81,7 +101,8 @@ def plan(
         raise PlanError(f"There is no scope {scope!r}; use one of {', '.join(sorted(SCOPES))}.")
     find_criterion(criterion)  # refuse a wrong name before looking at the groups
     chosen = _select(analysis, groups)
-    scores = _score(chosen, analysis, criterion)
+    rule = bound(find_criterion(criterion), analysis, data, loss, labels)
+    scores = _score(chosen, analysis, rule, criterion_name(criterion))
     chosen = tuple(group for group in chosen if group.name in scores)
     order = {group.name: removal_order(scores[group.name]) for group in chosen}
     counts = SCOPES[scope](chosen, scores, fraction)
@@ -146,9 +167,8 @@ def _frozen_reasons(analysis: AnalysisLike) -> str:
 
 
 def _score(
-    groups: Sequence[Group], analysis: AnalysisLike, criterion: str | Criterion
+    groups: Sequence[Group], analysis: AnalysisLike, rule: Scorer, name: str
 ) -> dict[str, Tensor]:
-    rule, name = bound(find_criterion(criterion), analysis), criterion_name(criterion)
     readonly = MappingProxyType({key: value.detach() for key, value in analysis.parameters.items()})
     scores: dict[str, Tensor] = {}
     whole: dict[str, str] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from fxprune.criteria import Criterion
 from fxprune.groups import Group
 from fxprune.plans import PruningPlan
 from fxprune.rewriter import rewrite
+from fxprune.statistics import Labels, Loss, Statistics
 
 
 @dataclass(frozen=True)
@@ -111,19 +112,23 @@ def prune(
     groups: Callable[[Group], bool] | None = None,
     dynamic: Any = None,
     strict: bool = False,
+    data: Iterable[Any] | Statistics | None = None,
+    loss: Loss | None = None,
+    labels: Labels | None = None,
 ) -> PruneResult:
     """Trace, analyse, plan and rewrite: a smaller module that computes what the masked model does.
 
     example_inputs, dynamic             as for `trace`
     strict                              as for `analyze`
     sparsity, criterion, scope, groups  as for `plan`
+    data, loss, labels                  as for `score`
 
     The model is not modified. Raises TraceError, AnalysisError, PlanError or RewriteError, and
     warns with NothingPrunedWarning if the sparsity is too small to remove anything.
     """
     traced = trace(model, example_inputs, dynamic)
     analysis = analyze(traced, strict=strict)
-    chosen = plan(analysis, criterion, sparsity, scope, groups)
+    chosen = plan(analysis, criterion, sparsity, scope, groups, data, loss, labels)
     module = rewrite(traced, chosen)
     return PruneResult(module, chosen, analysis, build_report(analysis, chosen, module))
 

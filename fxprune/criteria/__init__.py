@@ -1,14 +1,16 @@
 """Criteria: a score for each unit of a group, higher = keep.
 
-A criterion is a callable `(group, parameters) -> Tensor` of the group's shape. It reads the group's
-members and never asks for a module's type, so it scores channels, heads and hidden widths alike.
+A criterion is a callable `(group, parameters) -> Tensor` of the group's shape, or, if it needs
+data, an object with `requires` and `score(group, statistics)`. It reads the group's members and
+never asks for a module's type, so it scores channels, heads and hidden widths alike.
 """
 
 from fxprune.criteria.base import CRITERIA, Criterion, criterion_name, find_criterion
-from fxprune.criteria.binding import GraphCriterion, bound
+from fxprune.criteria.binding import DataCriterion, GraphCriterion, bound
 from fxprune.criteria.bn_scale import BnScale
 from fxprune.criteria.fpgm import Fpgm
 from fxprune.criteria.lamp import Lamp
+from fxprune.criteria.loss import Fisher, Molchanov2017, Molchanov2019, Skeletonization, Taylor
 from fxprune.criteria.norms import Norm
 from fxprune.criteria.randomness import Random
 from fxprune.criteria.synflow import SynapticFlow, SynFlow
@@ -17,13 +19,19 @@ __all__ = [
     "CRITERIA",
     "BnScale",
     "Criterion",
+    "DataCriterion",
+    "Fisher",
     "Fpgm",
     "GraphCriterion",
     "Lamp",
+    "Molchanov2017",
+    "Molchanov2019",
     "Norm",
     "Random",
+    "Skeletonization",
     "SynFlow",
     "SynapticFlow",
+    "Taylor",
     "bound",
     "criterion_name",
     "find_criterion",

@@ -6,16 +6,17 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from fxprune.criteria.binding import GraphCriterion, Scorer
+from fxprune.criteria.binding import DataCriterion, GraphCriterion, Scorer
 from fxprune.criteria.bn_scale import BnScale
 from fxprune.criteria.fpgm import Fpgm
 from fxprune.criteria.lamp import Lamp
+from fxprune.criteria.loss import Fisher, Molchanov2017, Molchanov2019, Skeletonization, Taylor
 from fxprune.criteria.norms import Norm
 from fxprune.criteria.randomness import Random
 from fxprune.criteria.synflow import SynFlow
 from fxprune.errors import PlanError
 
-Criterion = Scorer | GraphCriterion
+Criterion = Scorer | GraphCriterion | DataCriterion
 
 CRITERIA: Mapping[str, Criterion] = MappingProxyType(
     {
@@ -28,6 +29,12 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
         "bn_scale": BnScale(),
         "synflow": SynFlow(),
         "random": Random(0),
+        "skeletonization": Skeletonization(),
+        "taylor": Taylor(),
+        "snip": Taylor(),
+        "molchanov2017": Molchanov2017(),
+        "molchanov2019": Molchanov2019(),
+        "fisher": Fisher(),
     }
 )
 
@@ -41,10 +48,11 @@ def find_criterion(criterion: str | Criterion) -> Criterion:
             f"There is no criterion {criterion!r}. The names are {', '.join(sorted(CRITERIA))}; "
             "or pass a callable (group, parameters) -> Tensor of the group's shape."
         )
-    if not callable(criterion) and not isinstance(criterion, GraphCriterion):
+    if not callable(criterion) and not isinstance(criterion, GraphCriterion | DataCriterion):
         raise PlanError(
             f"A criterion is a name ({', '.join(sorted(CRITERIA))}) or a callable "
-            f"(group, parameters) -> Tensor, not {criterion!r}."
+            "(group, parameters) -> Tensor, or has a method score(group, statistics) and the names "
+            f"of the statistics that it `requires`; got {criterion!r}."
         )
     return criterion
 

@@ -159,7 +159,7 @@ def test_the_table_of_names_cannot_be_changed() -> None:
 def test_an_unknown_criterion_is_refused_with_the_names() -> None:
     with pytest.raises(PlanError, match=r"no criterion .l3.\..* fpgm, .*l1, l2, .*, random"):
         find_criterion("l3")
-    with pytest.raises(PlanError, match=r"a name .* or a callable .*, not 2"):
+    with pytest.raises(PlanError, match=r"a name .* or a callable .* got 2"):
         find_criterion(2)
 
 

@@ -1,0 +1,6 @@
+"""Statistics of a model on data: what the criteria that need data read."""
+
+from fxprune.statistics.objective import Labels, Loss
+from fxprune.statistics.statistics import Statistics
+
+__all__ = ["Labels", "Loss", "Statistics"]

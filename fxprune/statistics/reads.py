@@ -1,0 +1,274 @@
+"""Where a graph reads the units of its groups: operands of the ops that sum over them.
+
+A *consumer read* is an operand of a contraction or a sum that runs over units: the input of a
+linear layer, a convolution or a matrix product. Multiplying every read of a unit by a mask and
+setting that mask to zero is removing the unit. Where both operands of a contraction hold the
+units, as the queries and keys of one head dimension do, one operand is read: on {0, 1} the square
+of a mask is the mask. What a normalisation, a softmax or a mean counts over units is no read: what
+is left after a removal is normalised anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
+
+from fxprune.axes import Atom, Axis, find, leaves
+from fxprune.grouping import Grouped, make_members
+from fxprune.groups import Group, Member
+from fxprune.propagate import Propagation, Record, TensorAxes
+from fxprune.roles import BIAS_ARGUMENTS
+from fxprune.rules.base import Kind, Layout
+from fxprune.unit_maps import UnitMaps
+
+
+@dataclass(frozen=True)
+class Part:
+    """The units of one group along a read.
+
+    group    the group
+    member   which index of the operand belongs to which unit
+    samples  which sample each index belongs to: int64, broadcasts against the operand
+    """
+
+    group: Group
+    member: Member
+    samples: Tensor
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """The slot of each index, -1 where it has none: int64, broadcasts against the operand."""
+        numbers = torch.arange(self.group.slots).reshape(self.group.shape)
+        return self.member.spread(numbers, self.group, fill=-1, rank=self.samples.dim())
+
+    @cached_property
+    def dims(self) -> tuple[int, ...]:
+        """The dimensions that tell samples and slots apart."""
+        shapes = zip(self.samples.shape, self.slots.shape, strict=True)
+        return tuple(d for d, sizes in enumerate(shapes) if max(sizes) > 1)
+
+    def collect(self, sums: Tensor, into: Tensor) -> None:
+        """Add sums over all dimensions but `dims` (kept, of size 1) to a [samples, slots] table."""
+        target, chosen = self._targets(into.device)
+        flat = sums.reshape(-1)
+        flat = flat if chosen is None else flat[chosen]
+        into.view(-1).index_add_(0, target, flat.to(into.dtype))
+
+    def _targets(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """The flat places in the table, and which entries go there (None for all)."""
+        if device not in self._placed:
+            own = (self.slots >= 0) & (self.samples >= 0)
+            place = torch.where(own, self.samples * self.group.slots + self.slots, -1).reshape(-1)
+            chosen = None if bool(own.all()) else (place >= 0).nonzero()[:, 0].to(device)
+            target = place.to(device)
+            self._placed[device] = (target if chosen is None else target[chosen], chosen)
+        return self._placed[device]
+
+    @cached_property
+    def _placed(self) -> dict[torch.device, tuple[Tensor, Tensor | None]]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Read:
+    """One operand of one op that sums over units.
+
+    record    the op
+    argument  the operand's name
+    power     the operand's entries count to this power: the order of a norm, 1 for all else
+    layout    the operand's axes
+    parts     the groups whose units it reads
+    sampled   False if the operand is the same for all samples of a batch, or mixes them
+    """
+
+    record: Record
+    argument: str
+    power: float
+    layout: Layout
+    parts: tuple[Part, ...]
+    sampled: bool
+
+    @property
+    def site(self) -> fx.Node:
+        """The node that runs the op."""
+        return self.record.site
+
+    @property
+    def key(self) -> int:
+        """The operand's tensor key."""
+        return id(self.record.call.arguments[self.argument])
+
+
+def find_reads(
+    propagation: Propagation, grouped: Grouped, samples: int, batch_dim: int
+) -> tuple[Read, ...]:
+    """All reads of prunable groups, at the sizes that the graph was propagated at.
+
+    samples    how many samples the inputs hold, along dimension `batch_dim` of each
+    """
+    return tuple(_Finder(propagation, grouped, samples, batch_dim).reads())
+
+
+class _Finder:
+    def __init__(
+        self, propagation: Propagation, grouped: Grouped, samples: int, batch_dim: int
+    ) -> None:
+        self.propagation, self.grouped, self.count = propagation, grouped, samples
+        self.maps = UnitMaps()
+        self.groups = {group.name: group for group in grouped.free}
+        self.batches = self._batch_axes(batch_dim)
+
+    def _batch_axes(self, dim: int) -> list[Axis]:
+        """The axes of the samples; inputs that never meet have one each."""
+        found: dict[int, Axis] = {}
+        for node, stated in self.propagation.nodes.items():
+            if node.op == "placeholder" and self.count > 1:
+                for leaf in tree_leaves(stated):
+                    if isinstance(leaf, TensorAxes) and len(leaf.axes) > dim:
+                        axis = find(leaf.axes[dim])
+                        if axis.size == self.count:
+                            found[id(axis)] = axis
+        return list(found.values())
+
+    def reads(self) -> Iterator[Read]:
+        for record in self.propagation.records:
+            power = _POWERS.get(record.effect.kind, _no_read)(record)
+            over = {a for axis in record.effect.over for a in leaves(axis) if self._group_of(a)}
+            if power is not None and over:
+                yield from self._reads(record, power, over)
+
+    def _group_of(self, atom: Atom) -> Group | None:
+        return self.groups.get(self.grouped.units.get(atom.key, ("", 0))[0])
+
+    def _context_of(self, atom: Atom) -> Atom | None:
+        return self.grouped.contexts.get(self.grouped.units[atom.key][0])
+
+    def _reads(self, record: Record, power: float, over: set[Atom]) -> Iterator[Read]:
+        """One read per operand: each atom is read where samples can be told apart, if anywhere.
+
+        An operand whose rows belong to contexts by data, as tokens belong to experts, does not say
+        which context's units it holds. The weights that it is multiplied with do.
+        """
+        operands = [(name, layout, self._samples(layout)) for name, layout in _operands(record)]
+        operands.sort(key=lambda operand: operand[2] is None)  # stable: those with samples first
+        left = set(over)
+        for name, layout, samples in operands:
+            present = {atom for axis in layout for atom in leaves(axis)}
+            held = {atom for atom in present & left if self._context_of(atom) in {None, *present}}
+            if not held:
+                continue
+            left -= held
+            known = _same_sample(layout) if samples is None else samples
+            parts = tuple(self._parts(name, layout, held, known))
+            yield Read(record, name, power, layout, parts, samples is not None)
+
+    def _samples(self, layout: Layout) -> Tensor | None:
+        """Which sample each index belongs to; None if nothing says so."""
+        if self.count == 1:
+            return _same_sample(layout)
+        for batch in self.batches:
+            found = self._samples_by(layout, batch)
+            if found is not None:
+                return found
+        return None
+
+    def _samples_by(self, layout: Layout, batch: Axis) -> Tensor | None:
+        total = _same_sample(layout)
+        stride = batch.size
+        for atom in leaves(batch):
+            if atom.size == 1:
+                continue
+            stride //= atom.size
+            places = [d for d, axis in enumerate(layout) if atom in leaves(axis)]
+            maps = [self.maps.of(layout[d], {atom.key: 0}) for d in places]
+            if len(maps) != 1 or len(maps[0]) != 1:
+                return None
+            shape = [1] * len(layout)
+            shape[places[0]] = -1
+            index = maps[0][0].reshape(shape)
+            total = torch.where((total < 0) | (index < 0), -1, total + index * stride)
+        return total if bool((total >= 0).all()) else None
+
+    def _parts(self, name: str, layout: Layout, held: set[Atom], samples: Tensor) -> Iterator[Part]:
+        for dim in _summed_dims(name, layout, held):
+            numbers: dict[str, dict[int, int]] = {}
+            for atom in leaves(layout[dim]):
+                if atom in held:
+                    group, offset = self.grouped.units[atom.key]
+                    numbers.setdefault(group, {})[atom.key] = offset
+            for group, offsets in numbers.items():
+                context = self.grouped.contexts.get(group)
+                members = make_members(
+                    self.maps, "operand", layout, dim, "consumer", offsets, context
+                )
+                for member in _disjoint(members):
+                    yield Part(self.groups[group], member, samples)
+
+
+def _same_sample(layout: Layout) -> Tensor:
+    return torch.zeros([1] * len(layout), dtype=torch.int64)
+
+
+def _disjoint(members: Sequence[Member]) -> Iterator[Member]:
+    """Memberships of an outer product D*D, without the entries that a unit has already."""
+    seen: list[Tensor] = []
+    for member in members:
+        unit = member.unit
+        for earlier in seen:
+            unit = torch.where(unit == earlier, -1, unit)
+        seen.append(member.unit)
+        yield Member("operand", member.dim, "consumer", unit, member.context, member.context_dim)
+
+
+def _operands(record: Record) -> Iterator[tuple[str, Layout]]:
+    """The tensors that an op multiplies or sums, without an added bias."""
+    bias, layouts = BIAS_ARGUMENTS.get(record.call.name, "bias"), dict(record.inputs)
+    for name, value in record.call.arguments.items():
+        if isinstance(value, Tensor) and name != bias:
+            yield name, layouts[id(value)]
+
+
+_INNER = MappingProxyType(
+    {"self": -1, "mat1": -1, "batch1": -1, "mat": -1, "mat2": -2, "batch2": -2}
+)
+"""The dimension that a matrix product sums over, per operand."""
+
+
+def _summed_dims(name: str, layout: Layout, held: set[Atom]) -> list[int]:
+    """The operand's dimensions that hold the summed units.
+
+    A matrix between units and themselves holds them twice, and is summed over one dimension.
+    """
+    dims = [d for d, axis in enumerate(layout) if held & set(leaves(axis))]
+    if len(dims) > 1 and name in _INNER:
+        inner = _INNER[name] % len(layout)
+        return [inner] if inner in dims else dims
+    return dims
+
+
+def _no_read(record: Record) -> float | None:
+    return None
+
+
+def _sum(record: Record) -> float | None:
+    """The power that a sum runs over; None for sums that no derivative reaches."""
+    name = record.call.name
+    if name in ("aten::sum", "aten::nansum"):
+        return 1.0
+    if name in ("aten::linalg_vector_norm", "aten::norm"):
+        order = record.call.arguments.get("ord", record.call.arguments.get("p"))
+        power = 2.0 if order is None else float(order)
+        return power if 0 < power < math.inf else None
+    return None
+
+
+_POWERS: Mapping[Kind, Callable[[Record], float | None]] = MappingProxyType(
+    {Kind.CONTRACT: lambda _: 1.0, Kind.RECURRENT: lambda _: 1.0, Kind.SUM: _sum}
+)

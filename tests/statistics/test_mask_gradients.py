@@ -1,0 +1,82 @@
+"""Mask gradients: against derivatives of losses with the mask written into the weights."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fxprune import Group, Statistics, score
+from tests.statistics.networks import Problem, problems
+
+few = settings(max_examples=25, deadline=None)
+
+
+def literal(problem: Problem, group: Group) -> Tensor:
+    """∂L_n/∂m_k with m on the columns of the consumers' weights, sample by sample."""
+    named = dict(problem.analysis.traced.named_parameters())
+
+    def losses(mask: Tensor) -> Tensor:
+        masked = dict(named)
+        for member in group.members:
+            if member.role == "consumer":
+                weight = masked[member.parameter]
+                masked[member.parameter] = weight * member.spread(mask, group, 1.0, weight.dim())
+        return problem.losses(masked)
+
+    return torch.autograd.functional.jacobian(losses, torch.ones(group.shape).double())
+
+
+def agree(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+@few
+@given(problems())
+def test_they_are_the_products_of_consumers_and_their_gradients(problem: Problem) -> None:
+    statistics = Statistics(problem.analysis, problem.data)
+    assert problem.analysis.groups
+    for group in problem.analysis.groups:
+        agree(statistics.mask_grads(group), literal(problem, group))
+
+
+@few
+@given(problems(), st.integers(1, 3))
+def test_batches_and_their_parts_do_not_matter(problem: Problem, limit: int) -> None:
+    whole = Statistics(problem.analysis, problem.data)
+    batches = list(zip(problem.inputs.split(limit), problem.targets.split(limit), strict=True))
+    for other in (
+        Statistics(problem.analysis, problem.data, micro_batch=limit),
+        Statistics(problem.analysis, iter(batches)),
+    ):
+        for group in problem.analysis.groups:
+            agree(other.mask_grads(group), whole.mask_grads(group))
+
+
+@few
+@given(problems())
+def test_fisher_is_a_quadratic_form_of_the_empirical_fisher(problem: Problem) -> None:
+    """½ mean_n G² = ½ θᵀFθ over a unit's whole block of consumer weights."""
+    scores = score(problem.analysis, "fisher", problem.data)
+    named = dict(problem.analysis.traced.named_parameters())
+    for group in problem.analysis.groups:
+        members = [m for m in group.members if m.role == "consumer"]
+        names = sorted({m.parameter for m in members})
+
+        def losses(*weights: Tensor, names: list[str] = names) -> Tensor:
+            return problem.losses(dict(zip(names, weights, strict=True)))
+
+        weights = tuple(named[name].detach() for name in names)
+        jacobian = dict(
+            zip(names, torch.autograd.functional.jacobian(losses, weights), strict=True)
+        )
+        blocks, gradients = [], []
+        for member in members:
+            blocks.append(member.entries(named[member.parameter].detach(), group))
+            gradients.append([member.entries(g, group) for g in jacobian[member.parameter]])
+        theta = torch.cat(blocks, -1)
+        g = torch.stack([torch.cat(parts, -1) for parts in zip(*gradients, strict=True)])
+        fisher = torch.einsum("n...i,n...j->...ij", g, g) / len(g)
+        expected = 0.5 * torch.einsum("...i,...ij,...j->...", theta, fisher, theta)
+        agree(scores[group.name], expected)
