@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+
 import torch
 from torch import Tensor
+
+from fxprune.groups import Group
 
 
 def removal_order(scores: Tensor) -> Tensor:
@@ -15,3 +19,21 @@ def removal_order(scores: Tensor) -> Tensor:
 def mean_slots(scores: Tensor) -> Tensor:
     """Ascending scores of a group's rank slots: means over contexts of sorted scores."""
     return scores.to("cpu", torch.float64).reshape(-1, scores.shape[-1]).sort(-1).values.mean(0)
+
+
+def lowest(
+    groups: Sequence[Group], scores: Mapping[str, Tensor], count: int
+) -> Iterator[tuple[Group, Tensor]]:
+    """The groups that lose units when the `count` lowest slots of all groups fall.
+
+    Yields each with the places of its slots among those that fall, ascending. Of equal scores the
+    group that comes first loses first. Units that are gone already have the score inf.
+    """
+    slots = torch.cat([mean_slots(scores[group.name]) for group in groups])
+    sizes = torch.tensor([group.size for group in groups])
+    owner = torch.arange(len(groups)).repeat_interleave(sizes)
+    fallen = owner[slots.argsort(stable=True)[:count]]
+    for number, group in enumerate(groups):
+        places = (fallen == number).nonzero()[:, 0]
+        if len(places):
+            yield group, places

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from fxprune.criteria.linearized import Linearized
 from fxprune.errors import AnalysisError
 from fxprune.groups import Group
 from fxprune.meta import named_tensors, unpacked
-from fxprune.ranking import mean_slots, removal_order
+from fxprune.ranking import lowest, removal_order
 from fxprune.roles import roles_of
 from fxprune.schedules import exponential
 
@@ -169,27 +169,13 @@ class SynFlow:
                 continue
             scores = flow.scores(groups)
             left = {
-                name: torch.where(places == 0, scores[name].cpu(), math.inf)
-                for name, places in order.items()
+                name: torch.where(ranks == 0, scores[name].cpu(), math.inf)
+                for name, ranks in order.items()
             }
-            for group, positions in _lowest(groups, left, goal - gone):
-                numbers = (positions + (gone + 1)).double() / total
-                units = removal_order(left[group.name])[..., : len(positions)]
+            for group, places in lowest(groups, left, goal - gone):
+                numbers = (places + (gone + 1)).double() / total
+                units = removal_order(left[group.name])[..., : len(places)]
                 order[group.name].scatter_(-1, units, numbers.expand(units.shape))
                 flow.switch_off(group, order[group.name] > 0)
             gone = goal
         return order
-
-
-def _lowest(
-    groups: Sequence[Group], scores: Mapping[str, Tensor], count: int
-) -> Iterator[tuple[Group, Tensor]]:
-    """The groups that lose units, with the places of those units among the `count` lowest."""
-    slots = torch.cat([mean_slots(scores[group.name]) for group in groups])
-    sizes = torch.tensor([group.size for group in groups])
-    owner = torch.arange(len(groups)).repeat_interleave(sizes)
-    fallen = owner[slots.argsort(stable=True)[:count]]
-    for number, group in enumerate(groups):
-        positions = (fallen == number).nonzero()[:, 0]
-        if len(positions):
-            yield group, positions
