@@ -5,33 +5,51 @@ data, an object with `requires` and `score(group, statistics)`. It reads the gro
 never asks for a module's type, so it scores channels, heads and hidden widths alike.
 """
 
+from fxprune.criteria.activity import Apoz, Flap, HRank, MeanActivation, WandaSp
 from fxprune.criteria.base import CRITERIA, Criterion, criterion_name, find_criterion
 from fxprune.criteria.binding import DataCriterion, GraphCriterion, bound
 from fxprune.criteria.bn_scale import BnScale
 from fxprune.criteria.fpgm import Fpgm
 from fxprune.criteria.lamp import Lamp
-from fxprune.criteria.loss import Fisher, Molchanov2017, Molchanov2019, Skeletonization, Taylor
+from fxprune.criteria.loss import (
+    Fisher,
+    Grasp,
+    Molchanov2017,
+    Molchanov2019,
+    MutualInformation,
+    Skeletonization,
+    SnipWeight,
+    Taylor,
+)
 from fxprune.criteria.norms import Norm
 from fxprune.criteria.randomness import Random
 from fxprune.criteria.synflow import SynapticFlow, SynFlow
 
 __all__ = [
     "CRITERIA",
+    "Apoz",
     "BnScale",
     "Criterion",
     "DataCriterion",
     "Fisher",
+    "Flap",
     "Fpgm",
     "GraphCriterion",
+    "Grasp",
+    "HRank",
     "Lamp",
+    "MeanActivation",
     "Molchanov2017",
     "Molchanov2019",
+    "MutualInformation",
     "Norm",
     "Random",
     "Skeletonization",
+    "SnipWeight",
     "SynFlow",
     "SynapticFlow",
     "Taylor",
+    "WandaSp",
     "bound",
     "criterion_name",
     "find_criterion",

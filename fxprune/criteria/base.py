@@ -6,11 +6,21 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from fxprune.criteria.activity import Apoz, Flap, HRank, MeanActivation, WandaSp
 from fxprune.criteria.binding import DataCriterion, GraphCriterion, Scorer
 from fxprune.criteria.bn_scale import BnScale
 from fxprune.criteria.fpgm import Fpgm
 from fxprune.criteria.lamp import Lamp
-from fxprune.criteria.loss import Fisher, Molchanov2017, Molchanov2019, Skeletonization, Taylor
+from fxprune.criteria.loss import (
+    Fisher,
+    Grasp,
+    Molchanov2017,
+    Molchanov2019,
+    MutualInformation,
+    Skeletonization,
+    SnipWeight,
+    Taylor,
+)
 from fxprune.criteria.norms import Norm
 from fxprune.criteria.randomness import Random
 from fxprune.criteria.synflow import SynFlow
@@ -35,6 +45,14 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
         "molchanov2017": Molchanov2017(),
         "molchanov2019": Molchanov2019(),
         "fisher": Fisher(),
+        "mutual_information": MutualInformation(),
+        "snip_weight": SnipWeight(),
+        "grasp": Grasp(),
+        "apoz": Apoz(),
+        "mean_activation": MeanActivation(),
+        "hrank": HRank(),
+        "wanda_sp": WandaSp(),
+        "flap": Flap(),
     }
 )
 

@@ -7,12 +7,14 @@ nothing comes out of scores zero.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from fxprune.errors import NotApplicableError
 from fxprune.groups import Group
 from fxprune.statistics import Statistics
 
@@ -81,3 +83,77 @@ class Fisher:
     def score(self, group: Group, statistics: Statistics) -> Tensor:
         """Scores of the group's shape."""
         return 0.5 * statistics.mask_grads(group).square().mean(0)
+
+
+@dataclass(frozen=True)
+class MutualInformation:
+    """mean_n Σ |h ∂L_n/∂h| over the unit's activations h.
+
+    What some lecture notes call mutual information is first-order Taylor on single activations:
+    changes of the loss do not cancel.
+    """
+
+    requires: ClassVar[Set[str]] = frozenset({"magnitudes"})
+
+    def score(self, group: Group, statistics: Statistics) -> Tensor:
+        """Scores of the group's shape."""
+        return statistics.magnitudes(group).mean(0)
+
+
+@dataclass(frozen=True)
+class SnipWeight:
+    """Σ |θ ∂L/∂θ| over the weights θ that read the unit: SNIP on single weights.
+
+    Where no weight reads the units, as where queries meet keys, it is the mean over the parameters
+    that make them.
+    """
+
+    requires: ClassVar[Set[str]] = frozenset({"param_grads"})
+
+    def score(self, group: Group, statistics: Statistics) -> Tensor:
+        """Scores of the group's shape."""
+        gradients = statistics.param_grads()
+        return over_weights(
+            group, statistics, lambda name, weight: (weight * gradients[name]).abs()
+        )
+
+
+@dataclass(frozen=True)
+class Grasp:
+    """Σ θ·(Hg) over the weights θ that read the unit: how much of the gradient flow it carries.
+
+    Removing units of low score raises the norm of the gradient g, to first order. The output is
+    divided by `temperature`, as in the paper. Meant for networks before training: where g vanishes,
+    so does the score. Where no weight reads the units it is the mean over the parameters that make
+    them.
+    """
+
+    temperature: float = 200.0
+    requires: ClassVar[Set[str]] = frozenset({"hvp", "param_grads"})
+
+    def score(self, group: Group, statistics: Statistics) -> Tensor:
+        """Scores of the group's shape."""
+        flow = statistics.gradient_flow(self.temperature)
+        return over_weights(group, statistics, lambda name, weight: weight * flow[name])
+
+
+def over_weights(
+    group: Group, statistics: Statistics, entries: Callable[[str, Tensor], Tensor]
+) -> Tensor:
+    """Sums of `entries(name, weight)` over the consumer weights of each unit; without any, the mean
+    of the sums over each of the producers, or else over what there is. `group.shape`.
+
+    Buffers and frozen integer weights have no gradient and do not count. NotApplicableError if
+    nothing is left.
+    """
+    able = statistics.param_grads()
+    for role, mean in (("consumer", False), ("producer", True), ("norm", True), ("bias", True)):
+        members = [m for m in group.members if m.role == role and m.parameter in able]
+        if members:
+            sums = [
+                m.reduce(entries(m.parameter, statistics.parameters[m.parameter].double()), group)
+                for m in members
+            ]
+            total = torch.stack(sums).sum(0)
+            return total / len(members) if mean else total
+    raise NotApplicableError("none of its parameters has a gradient")

@@ -1,6 +1,7 @@
 """Statistics of a model on data: what the criteria that need data read."""
 
+from fxprune.statistics.moments import Activations
 from fxprune.statistics.objective import Labels, Loss
 from fxprune.statistics.statistics import Statistics
 
-__all__ = ["Labels", "Loss", "Statistics"]
+__all__ = ["Activations", "Labels", "Loss", "Statistics"]

@@ -15,7 +15,8 @@ from fxprune.propagate import Propagation, Record, TensorAxes
 from fxprune.replay import bindings, invoke, tensors_of
 from fxprune.statistics.reads import Read
 
-Probe: TypeAlias = Callable[[Read, Tensor], Tensor]
+Probe: TypeAlias = Callable[[Read, Tensor, Tensor | None], Tensor]
+"""Sees a read, the tensor that is read and its weight; returns what the op reads instead."""
 
 
 def scoring_copy(traced: fx.GraphModule, trainable: bool) -> nn.Module:
@@ -45,7 +46,11 @@ def scoring_copy(traced: fx.GraphModule, trainable: bool) -> nn.Module:
 
 
 class ProbedRun(fx.Interpreter):
-    """Runs the graph node by node; a node with reads runs as its recorded ATen ops."""
+    """Runs the graph node by node, with a probe at each read.
+
+    A node that reads the values of other nodes runs as it is, on what the probes return. One that
+    makes what it reads inside itself runs as its recorded ATen ops.
+    """
 
     def __init__(
         self,
@@ -57,13 +62,13 @@ class ProbedRun(fx.Interpreter):
     ) -> None:
         super().__init__(module, garbage_collect_values=True, graph=graph)
         self.propagation, self.probe = propagation, probe
-        self.reads: dict[int, list[Read]] = {}
+        self.reads: dict[fx.Node, list[Read]] = {}
         for read in reads:
-            self.reads.setdefault(id(read.record), []).append(read)
-        sites = {read.site for read in reads}
-        self.records: dict[fx.Node, list[Record]] = {site: [] for site in sites}
+            self.reads.setdefault(read.site, []).append(read)
+        inside = {read.site for read in reads if read.source is None}
+        self.records: dict[fx.Node, list[Record]] = {site: [] for site in inside}
         for record in propagation.records:
-            if record.site in sites:
+            if record.site in inside:
                 self.records[record.site].append(record)
         named = dict(named_tensors(module))
         self.parameters = {key: named[name] for key, name in propagation.sources.items()}
@@ -71,17 +76,50 @@ class ProbedRun(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """The node's value."""
-        return self._replay(n) if n in self.records else super().run_node(n)
+        if n in self.records:
+            return self._replay(n)
+        if n not in self.reads:
+            return super().run_node(n)
+        probed = self._probed_sources(n, self._tensors(n))
+        original = {node: self.env[node] for node in probed}
+        self.env.update(probed)
+        try:
+            return super().run_node(n)
+        finally:
+            self.env.update(original)
 
-    def _replay(self, node: fx.Node) -> Any:
+    def _probed_sources(
+        self, node: fx.Node, tensors: Mapping[int, Tensor]
+    ) -> dict[fx.Node, Tensor]:
+        """What the probes make of the values that a node reads."""
+        probed: dict[fx.Node, Tensor] = {}
+        for read in self.reads[node]:
+            if read.source is not None:
+                value = probed.get(read.source, self.env[read.source])
+                probed[read.source] = self._probed(read, value, tensors)
+        return probed
+
+    def _tensors(self, node: fx.Node) -> dict[int, Tensor]:
+        """The parameters and the values that a node reads, by key."""
         tensors = dict(self.parameters)
         for source in node.all_input_nodes:
             tensors.update(bindings(self.propagation.nodes[source], self.env[source]))
+        return tensors
+
+    def _probed(self, read: Read, x: Tensor, known: Mapping[int, Tensor]) -> Tensor:
+        return self.probe(read, x, None if read.weight is None else known.get(read.weight.key))
+
+    def _replay(self, node: fx.Node) -> Any:
+        tensors = self._tensors(node)
+        for source, value in self._probed_sources(node, tensors).items():
+            tensors[self.propagation.nodes[source].key] = value
+        reads = [read for read in self.reads[node] if read.source is None]
         for record in self.records[node]:
             real = _Real(tensors)
             arguments = {n: tree_map(real, v) for n, v in record.call.arguments.items()}
-            for read in self.reads.get(id(record), ()):
-                arguments[read.argument] = self.probe(read, arguments[read.argument])
+            for read in reads:
+                if read.record is record:
+                    arguments[read.argument] = self._probed(read, arguments[read.argument], tensors)
             outputs = tensors_of(invoke(record, arguments, self.device))
             tensors.update(zip(record.outputs, outputs, strict=True))
         return tree_map(

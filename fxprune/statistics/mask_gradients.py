@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,22 +16,27 @@ from fxprune.statistics.passes import Part, Passes
 from fxprune.statistics.probes import GradientProbe, MaskGradients
 from fxprune.statistics.reads import Read
 
+Transform: TypeAlias = Callable[[Tensor], Tensor]
 
-def mask_gradients(passes: Passes, groups: tuple[Group, ...]) -> Mapping[str, Tensor]:
+
+def mask_gradients(
+    passes: Passes, groups: tuple[Group, ...], transform: Transform | None = None
+) -> Mapping[str, Tensor]:
     """∂L_n/∂m_k per group, float64 [samples of all ranks, *group.shape].
 
     Groups that nothing reads are left out. A group with a read that is the same for all samples,
-    such as a table of positions, takes a second pass, sample by sample.
+    such as a table of positions, takes a second pass, sample by sample. A transform is applied to
+    the products h ∂L/∂h before they are summed over positions and reads.
     """
-    found, shared = _pass(passes, groups, None)
+    found, shared = _pass(passes, groups, None, transform)
     if shared:
         alone = tuple(group for group in groups if group.name in shared)
-        found.update(_pass(passes, alone, 1)[0])
+        found.update(_pass(passes, alone, 1, transform)[0])
     return found
 
 
 def _pass(
-    passes: Passes, groups: tuple[Group, ...], limit: int | None
+    passes: Passes, groups: tuple[Group, ...], limit: int | None, transform: Transform | None
 ) -> tuple[dict[str, Tensor], frozenset[str]]:
     """The gradients of the groups, and those that this pass could not tell samples apart for."""
     rows: dict[str, list[Tensor]] = {group.name: [] for group in groups}
@@ -39,8 +45,8 @@ def _pass(
     for part in passes.parts("mask gradients", limit):
         for position, group in enumerate(groups):
             seen[0, position] += group.name in part.sized.groups()
-            seen[1, position] += group.name in part.sized.unsampled()
-        for name, table in _backward(passes, module, part, groups).items():
+            seen[1, position] += part.batch.size > 1 and group.name in part.sized.unsampled()
+        for name, table in _backward(passes, module, part, groups, transform).items():
             rows[name].append(table)
     read, shared = distributed.summed(seen.to(passes.device)).tolist()
     found = {
@@ -52,7 +58,11 @@ def _pass(
 
 
 def _backward(
-    passes: Passes, module: torch.nn.Module, part: Part, groups: tuple[Group, ...]
+    passes: Passes,
+    module: torch.nn.Module,
+    part: Part,
+    groups: tuple[Group, ...],
+    transform: Transform | None,
 ) -> Mapping[str, Tensor]:
     """The tables [samples, slots] of one part."""
     tables = {
@@ -61,11 +71,11 @@ def _backward(
         )
         for group in groups
     }
-    collector = MaskGradients(tables)
+    collector = MaskGradients(tables, transform)
     anchor = torch.zeros((), device=passes.device, requires_grad=True)
     reads = [r for r in part.sized.reads if any(p.group.name in tables for p in r.parts)]
 
-    def probe(read: Read, x: Tensor) -> Tensor:
+    def probe(read: Read, x: Tensor, weight: Tensor | None) -> Tensor:
         probed: Tensor = GradientProbe.apply(x, anchor, collector.sink(read))  # type: ignore
         return probed
 

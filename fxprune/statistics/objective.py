@@ -91,19 +91,24 @@ def read_batch(batch: Any, first: int, batch_dim: int, device: torch.device) -> 
 class Objective:
     """The loss of a batch, summed over its samples.
 
-    loss    a mean over samples of (output, target), or (output, batch) where batches are no pairs;
-            None for cross-entropy with class indices
-    labels  "empirical": the data's; "model": drawn from the model's own output, categorical where
-            the targets are class indices (or there are none), else normal with variance 1
-    seed    of what is drawn; each sample's draw depends on the seed and its number only
+    loss         the mean over samples of (output, target), or of (output, batch) where batches are
+                 no pairs; None for cross-entropy with class indices
+    labels       "empirical" for the data's; "model" for those drawn from the model's own output:
+                 categorical where the targets are class indices (or there are none), else normal
+                 with variance 1
+    seed         of what is drawn; each sample's draw depends on the seed and its number only
+    temperature  divides the output; other than 1 it needs an output that is a tensor, or no loss
     """
 
     loss: Loss | None
     labels: Labels
     seed: int
+    temperature: float = 1.0
 
     def total(self, output: Any, batch: Batch) -> Tensor:
         """The mean loss times the number of samples. Raises AnalysisError if it is no scalar."""
+        if self.temperature != 1:
+            output = self._cooled(output)
         if self.labels == "model":
             mean = self._sampled(output, batch)
         elif self.loss is not None:
@@ -116,6 +121,14 @@ class Objective:
                 f"{tuple(mean.shape) if isinstance(mean, Tensor) else type(mean).__name__}."
             )
         return mean.reshape(()) * batch.size
+
+    def _cooled(self, output: Any) -> Tensor:
+        if self.loss is not None and not isinstance(output, Tensor):
+            raise AnalysisError(
+                f"the model returns a {type(output).__name__}, which cannot be divided by a "
+                "temperature before your loss reads it. Use a temperature of 1."
+            )
+        return logits_of(output) / self.temperature
 
     def _sampled(self, output: Any, batch: Batch) -> Tensor:
         logits = logits_of(output)

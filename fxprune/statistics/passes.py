@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -49,6 +49,10 @@ class Passes:
     @cached_property
     def _sized(self) -> SizedReads:
         return SizedReads(self.analysis, self.batch_dim)
+
+    def at(self, temperature: float) -> Passes:
+        """The same passes with the model's output divided by a temperature."""
+        return replace(self, objective=replace(self.objective, temperature=temperature))
 
     def parts(self, title: str, limit: int | None = None) -> Iterator[Part]:
         """All batches in parts of at most `limit` samples. AnalysisError if there are none."""

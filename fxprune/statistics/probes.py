@@ -38,14 +38,18 @@ class GradientProbe(torch.autograd.Function):
 class MaskGradients:
     """Collects ∂L/∂m of every read into one table [samples, slots] per group."""
 
-    def __init__(self, tables: dict[str, Tensor]) -> None:
-        self.tables = tables
+    def __init__(
+        self, tables: dict[str, Tensor], transform: Callable[[Tensor], Tensor] | None
+    ) -> None:
+        self.tables, self.transform = tables, transform
 
     def sink(self, read: Read) -> Sink:
         """Where the gradients at one read go: m multiplies the operand, so ∂L/∂m = Σ x ∂L/∂x."""
 
         def collect(x: Tensor, gradient: Tensor) -> None:
             product = products(x, gradient)
+            if self.transform is not None:
+                product = self.transform(product)
             for part, sums in summed(product, read.parts):
                 part.collect(
                     sums if read.power == 1 else sums / read.power, self.tables[part.group.name]

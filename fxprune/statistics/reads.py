@@ -26,6 +26,7 @@ from fxprune.groups import Group, Member
 from fxprune.propagate import Propagation, Record, TensorAxes
 from fxprune.roles import BIAS_ARGUMENTS
 from fxprune.rules.base import Kind, Layout
+from fxprune.statistics.origins import Origins
 from fxprune.unit_maps import UnitMaps
 
 
@@ -77,33 +78,44 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Weight:
+    """What a read is multiplied with: the key of a tensor that depends on parameters only.
+
+    members  per group, which of its entries belong to which unit
+    """
+
+    key: int
+    members: Mapping[str, Member]
+
+
+@dataclass(frozen=True)
 class Read:
-    """One operand of one op that sums over units.
+    """One tensor that one op sums over units of.
 
     record    the op
-    argument  the operand's name
-    power     the operand's entries count to this power: the order of a norm, 1 for all else
-    layout    the operand's axes
-    parts     the groups whose units it reads
-    sampled   False if the operand is the same for all samples of a batch, or mixes them
+    argument  which of its operands
+    source    the node whose value the operand is, but for its shape, if nothing else in the op's
+              node reads that value; None where the operand is made inside the node
+    power     entries count to this power: the order of a norm, 1 for all else
+    parts     the groups whose units are read, along the source's value or else the operand
+    sampled   False if the tensor is the same for all samples of a batch, or mixes them
+    computed  False if the tensor depends on parameters only
+    weight    what it is multiplied with, if that is the same for all inputs
     """
 
     record: Record
     argument: str
+    source: fx.Node | None
     power: float
-    layout: Layout
     parts: tuple[Part, ...]
     sampled: bool
+    computed: bool
+    weight: Weight | None
 
     @property
     def site(self) -> fx.Node:
         """The node that runs the op."""
         return self.record.site
-
-    @property
-    def key(self) -> int:
-        """The operand's tensor key."""
-        return id(self.record.call.arguments[self.argument])
 
 
 def find_reads(
@@ -124,6 +136,8 @@ class _Finder:
         self.maps = UnitMaps()
         self.groups = {group.name: group for group in grouped.free}
         self.batches = self._batch_axes(batch_dim)
+        self.computed = _computed(propagation)
+        self.origins = Origins(propagation)
 
     def _batch_axes(self, dim: int) -> list[Axis]:
         """The axes of the samples; inputs that never meet have one each."""
@@ -156,18 +170,60 @@ class _Finder:
         An operand whose rows belong to contexts by data, as tokens belong to experts, does not say
         which context's units it holds. The weights that it is multiplied with do.
         """
-        operands = [(name, layout, self._samples(layout)) for name, layout in _operands(record)]
-        operands.sort(key=lambda operand: operand[2] is None)  # stable: those with samples first
+        operands = [_Operand(self, record, name, layout) for name, layout in _operands(record)]
+        # Activations before weights, and those that tell samples apart first. The sort is stable.
+        operands.sort(key=lambda operand: (not operand.computed, operand.samples is None))
         left = set(over)
-        for name, layout, samples in operands:
-            present = {atom for axis in layout for atom in leaves(axis)}
-            held = {atom for atom in present & left if self._context_of(atom) in {None, *present}}
-            if not held:
-                continue
-            left -= held
-            known = _same_sample(layout) if samples is None else samples
-            parts = tuple(self._parts(name, layout, held, known))
-            yield Read(record, name, power, layout, parts, samples is not None)
+        for position, operand in enumerate(operands):
+            held = self._known(operand.layout, left)
+            if held:
+                left -= held
+                yield self._read(operand, operands[position + 1 :], power, held)
+
+    def _read(
+        self, operand: _Operand, others: Sequence[_Operand], power: float, held: set[Atom]
+    ) -> Read:
+        record, name, layout = operand.record, operand.name, operand.layout
+        dims = _summed_dims(name, layout, held)
+        source, samples = self.origins.source_of(operand.key, record), operand.samples
+        if source is not None:
+            axes: Layout = self.propagation.nodes[source].axes
+            own, apart = _dims_with(axes, held), self._samples(axes)
+            if len(own) == len(dims) and (apart is None) == (samples is None):
+                layout, dims, samples = axes, own, apart
+            else:
+                source = None
+        known = _same_sample(layout) if samples is None else samples
+        parts = tuple(
+            Part(self.groups[group], member, known)
+            for group, member in self._members(layout, dims, held)
+        )
+        weights = (self._weight(o, held) for o in others if operand.computed and not o.computed)
+        return Read(
+            record,
+            name,
+            source,
+            power,
+            parts,
+            samples is not None,
+            operand.computed,
+            next(weights, None),
+        )
+
+    def _known(self, layout: Layout, atoms: set[Atom]) -> set[Atom]:
+        """Those of the atoms that a tensor holds together with their contexts."""
+        present = {atom for axis in layout for atom in leaves(axis)}
+        return {atom for atom in present & atoms if self._context_of(atom) in {None, *present}}
+
+    def _weight(self, operand: _Operand, held: set[Atom]) -> Weight:
+        key, layout = self.origins.root(operand.key, operand.record, operand.layout)
+        own = self._known(layout, held)
+        dims = (
+            _summed_dims(operand.name, layout, own)
+            if key == operand.key
+            else _dims_with(layout, own)
+        )
+        return Weight(key, dict(self._members(layout, dims[-1:], own)))
 
     def _samples(self, layout: Layout) -> Tensor | None:
         """Which sample each index belongs to; None if nothing says so."""
@@ -196,8 +252,11 @@ class _Finder:
             total = torch.where((total < 0) | (index < 0), -1, total + index * stride)
         return total if bool((total >= 0).all()) else None
 
-    def _parts(self, name: str, layout: Layout, held: set[Atom], samples: Tensor) -> Iterator[Part]:
-        for dim in _summed_dims(name, layout, held):
+    def _members(
+        self, layout: Layout, dims: Sequence[int], held: set[Atom]
+    ) -> Iterator[tuple[str, Member]]:
+        """The memberships of a tensor's dimensions in the groups of these atoms."""
+        for dim in dims:
             numbers: dict[str, dict[int, int]] = {}
             for atom in leaves(layout[dim]):
                 if atom in held:
@@ -205,11 +264,34 @@ class _Finder:
                     numbers.setdefault(group, {})[atom.key] = offset
             for group, offsets in numbers.items():
                 context = self.grouped.contexts.get(group)
-                members = make_members(
-                    self.maps, "operand", layout, dim, "consumer", offsets, context
-                )
+                members = make_members(self.maps, "read", layout, dim, "consumer", offsets, context)
                 for member in _disjoint(members):
-                    yield Part(self.groups[group], member, samples)
+                    yield group, member
+
+
+class _Operand:
+    """One operand of an op: its axes, and what it depends on."""
+
+    def __init__(self, finder: _Finder, record: Record, name: str, layout: Layout) -> None:
+        self.record, self.name, self.layout = record, name, layout
+        self.key = id(record.call.arguments[name])
+        self.computed = self.key in finder.computed
+        self.samples = finder._samples(layout)
+
+
+def _computed(propagation: Propagation) -> frozenset[int]:
+    """The keys of the tensors that depend on the model's inputs."""
+    found = {
+        leaf.key
+        for node, stated in propagation.nodes.items()
+        if node.op == "placeholder"
+        for leaf in tree_leaves(stated)
+        if isinstance(leaf, TensorAxes)
+    }
+    for record in propagation.records:
+        if any(key in found for key, _ in record.inputs):
+            found.update(record.outputs)
+    return frozenset(found)
 
 
 def _same_sample(layout: Layout) -> Tensor:
@@ -224,7 +306,7 @@ def _disjoint(members: Sequence[Member]) -> Iterator[Member]:
         for earlier in seen:
             unit = torch.where(unit == earlier, -1, unit)
         seen.append(member.unit)
-        yield Member("operand", member.dim, "consumer", unit, member.context, member.context_dim)
+        yield Member("read", member.dim, "consumer", unit, member.context, member.context_dim)
 
 
 def _operands(record: Record) -> Iterator[tuple[str, Layout]]:
@@ -246,11 +328,15 @@ def _summed_dims(name: str, layout: Layout, held: set[Atom]) -> list[int]:
 
     A matrix between units and themselves holds them twice, and is summed over one dimension.
     """
-    dims = [d for d, axis in enumerate(layout) if held & set(leaves(axis))]
+    dims = _dims_with(layout, held)
     if len(dims) > 1 and name in _INNER:
         inner = _INNER[name] % len(layout)
         return [inner] if inner in dims else dims
     return dims
+
+
+def _dims_with(layout: Layout, held: set[Atom]) -> list[int]:
+    return [d for d, axis in enumerate(layout) if held & set(leaves(axis))]
 
 
 def _no_read(record: Record) -> float | None:

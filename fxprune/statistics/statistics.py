@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from fxprune.analysis import Analysis
 from fxprune.errors import AnalysisError, NotApplicableError
 from fxprune.groups import Group
+from fxprune.statistics.gradients import (
+    hessian_product,
+    parameter_gradients,
+    squared_gradients,
+)
 from fxprune.statistics.mask_gradients import mask_gradients
+from fxprune.statistics.moments import Activations, activations
 from fxprune.statistics.objective import Labels, Loss, Objective
 from fxprune.statistics.passes import Passes
 
@@ -61,6 +67,8 @@ class Statistics:
         objective = Objective(loss, labels, seed)
         self._passes = Passes(analysis, kept, objective, micro_batch, progress, batch_dim)
         self._version = self._versions()
+        self._param_grads: dict[float, Mapping[str, Tensor]] = {}
+        self._gradient_flow: dict[float, Mapping[str, Tensor]] = {}
 
     @property
     def analysis(self) -> Analysis:
@@ -79,14 +87,79 @@ class Statistics:
         is the loss of sample n. One forward and backward pass gives those of all groups. Raises
         NotApplicableError if nothing reads the group.
         """
-        if group.name not in self._mask_grads:
-            raise NotApplicableError("no contraction and no sum reads its units")
-        return self._mask_grads[group.name]
+        return _found(self._mask_grads, group)
 
     @cached_property
     def _mask_grads(self) -> Mapping[str, Tensor]:
         self._check_version()
         return mask_gradients(self._passes, self.analysis.groups)
+
+    def magnitudes(self, group: Group) -> Tensor:
+        """Σ |h ∂L_n/∂h| over the entries h of each unit at all its reads.
+
+        float64 [samples, *group.shape]: like `mask_grads`, but nothing cancels between positions
+        and reads. Raises NotApplicableError if nothing reads the group.
+        """
+        return _found(self._magnitudes, group)
+
+    @cached_property
+    def _magnitudes(self) -> Mapping[str, Tensor]:
+        self._check_version()
+        return mask_gradients(self._passes, self.analysis.groups, Tensor.abs)
+
+    def activations(self, group: Group, ranks: bool = False) -> tuple[Activations, ...]:
+        """Moments of the group's units at each of its reads; with `ranks` those of feature maps.
+
+        Raises NotApplicableError if nothing reads the group's activations.
+        """
+        return _found(self._ranked if ranks else self._activations, group)
+
+    @cached_property
+    def _activations(self) -> Mapping[str, tuple[Activations, ...]]:
+        self._check_version()
+        return activations(self._passes, self.analysis.groups, False)
+
+    @cached_property
+    def _ranked(self) -> Mapping[str, tuple[Activations, ...]]:
+        self._check_version()
+        return activations(self._passes, self.analysis.groups, True)
+
+    def param_grads(self, temperature: float = 1.0) -> Mapping[str, Tensor]:
+        """The gradient of the mean loss by each parameter, float64.
+
+        The model's output is divided by `temperature`, here and in `hvp`.
+        """
+        if temperature not in self._param_grads:
+            self._check_version()
+            self._param_grads[temperature] = parameter_gradients(self._passes.at(temperature))
+        return self._param_grads[temperature]
+
+    def fisher_diag(self) -> Mapping[str, Tensor]:
+        """The diagonal of the Fisher information: mean_n (∂L_n/∂θ)² per parameter, float64.
+
+        Exact, sample by sample: a forward and backward pass each.
+        """
+        return self._fisher_diag
+
+    @cached_property
+    def _fisher_diag(self) -> Mapping[str, Tensor]:
+        self._check_version()
+        return squared_gradients(self._passes)
+
+    def hvp(self, vector: Mapping[str, Tensor], temperature: float = 1.0) -> Mapping[str, Tensor]:
+        """The Hessian of the mean loss times a vector given by parameter, float64. Not cached.
+
+        It needs two to three times the memory of a forward and backward pass.
+        """
+        self._check_version()
+        return hessian_product(self._passes.at(temperature), vector)
+
+    def gradient_flow(self, temperature: float = 1.0) -> Mapping[str, Tensor]:
+        """H g, the Hessian times the gradient, by parameter: how the gradient's norm changes."""
+        if temperature not in self._gradient_flow:
+            found = self.hvp(self.param_grads(temperature), temperature)
+            self._gradient_flow[temperature] = found
+        return self._gradient_flow[temperature]
 
     def _versions(self) -> tuple[int, ...]:
         return tuple(tensor._version for tensor in self.analysis.parameters.values())
@@ -96,3 +169,12 @@ class Statistics:
             raise AnalysisError(
                 "the model's parameters changed since these statistics were begun. Make new ones."
             )
+
+
+_T = TypeVar("_T")
+
+
+def _found(by_group: Mapping[str, _T], group: Group) -> _T:
+    if not (group.name in by_group and len(by_group[group.name])):  # type: ignore[arg-type]
+        raise NotApplicableError("no contraction and no sum reads its units")
+    return by_group[group.name]

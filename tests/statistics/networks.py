@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -41,14 +39,16 @@ class Network(nn.Module):
         return self.head(torch.tanh(self.hidden(x)))
 
 
-@dataclass(frozen=True)
 class Problem:
     """A network with its groups and data."""
 
-    model: nn.Module
-    analysis: fxprune.Analysis
-    inputs: Tensor
-    targets: Tensor
+    def __init__(
+        self, model: nn.Module, analysis: fxprune.Analysis, inputs: Tensor, targets: Tensor
+    ) -> None:
+        self.model, self.analysis, self.inputs, self.targets = model, analysis, inputs, targets
+
+    def __repr__(self) -> str:
+        return f"Problem({self.model}, {len(self.inputs)} samples)"
 
     @property
     def data(self) -> list[tuple[Tensor, Tensor]]:
