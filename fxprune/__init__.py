@@ -1,6 +1,13 @@
 """Structured pruning as a compiler pass: trace, analyze, plan, rewrite, verify."""
 
-from fxprune.allocation import LeftWholeWarning, NothingPrunedWarning, plan, score
+from fxprune.allocation import (
+    Budget,
+    LeftWholeWarning,
+    Limits,
+    NothingPrunedWarning,
+    plan,
+    score,
+)
 from fxprune.analysis import Analysis, analyze
 from fxprune.capture import trace
 from fxprune.costs import Amounts, Cost, cost, savings
@@ -27,6 +34,7 @@ __all__ = [
     "Amounts",
     "Analysis",
     "AnalysisError",
+    "Budget",
     "CheckpointError",
     "Cost",
     "Coverage",
@@ -35,6 +43,7 @@ __all__ = [
     "FxpruneError",
     "Group",
     "LeftWholeWarning",
+    "Limits",
     "Member",
     "NotApplicableError",
     "NothingPrunedWarning",

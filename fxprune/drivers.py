@@ -11,7 +11,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fxprune.allocation import plan
+from fxprune.allocation import Budget, Limits, plan
 from fxprune.analysis import Analysis, analyze
 from fxprune.capture import trace
 from fxprune.criteria import Criterion
@@ -115,20 +115,40 @@ def prune(
     data: Iterable[Any] | Statistics | None = None,
     loss: Loss | None = None,
     labels: Labels | None = None,
+    *,
+    budget: Budget | None = None,
+    ignore: str | Iterable[str] = (),
+    round_to: int | None = None,
+    limits: Limits | Mapping[str, Limits] | None = None,
+    normalise: str = "none",
 ) -> PruneResult:
     """Trace, analyse, plan and rewrite: a smaller module that computes what the masked model does.
 
     example_inputs, dynamic             as for `trace`
     strict                              as for `analyze`
-    sparsity, criterion, scope, groups  as for `plan`
     data, loss, labels                  as for `score`
+    all others                          as for `plan`
 
     The model is not modified. Raises TraceError, AnalysisError, PlanError or RewriteError, and
     warns with NothingPrunedWarning if the sparsity is too small to remove anything.
     """
     traced = trace(model, example_inputs, dynamic)
     analysis = analyze(traced, strict=strict)
-    chosen = plan(analysis, criterion, sparsity, scope, groups, data, loss, labels)
+    chosen = plan(
+        analysis,
+        criterion,
+        sparsity,
+        scope,
+        groups,
+        data,
+        loss,
+        labels,
+        budget=budget,
+        ignore=ignore,
+        round_to=round_to,
+        limits=limits,
+        normalise=normalise,
+    )
     module = rewrite(traced, chosen)
     return PruneResult(module, chosen, analysis, build_report(analysis, chosen, module))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -35,7 +35,8 @@ class PruningPlan:
                  contexts one row per context, all equally long. Groups that lose none are left out.
     shapes       the original shape of every parameter and buffer
     fingerprint  of the analysed graph; a plan fits no other
-    criterion, sparsity, scope    what made the plan, for the record
+    criterion, sparsity, scope, budget    what made the plan, for the record
+    notes        what the reader should know of how it was made, such as limits that bind
 
     Where a group is nested in another one and both lose units, the rows of the inner group that
     belong to removed units of the outer one mean nothing and are ignored.
@@ -51,6 +52,8 @@ class PruningPlan:
     criterion: str = "custom"
     sparsity: float | None = None
     scope: str = "custom"
+    budget: str | None = None
+    notes: tuple[str, ...] = ()
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -85,6 +88,8 @@ class PruningPlan:
         criterion: str = "custom",
         sparsity: float | None = None,
         scope: str = "custom",
+        budget: str | None = None,
+        notes: Sequence[str] = (),
     ) -> PruningPlan:
         """The plan that keeps `kept_units` of an analysed graph's groups, and all other units.
 
@@ -99,6 +104,8 @@ class PruningPlan:
             criterion=criterion,
             sparsity=sparsity,
             scope=scope,
+            budget=budget,
+            notes=tuple(notes),
         )
 
     @property
@@ -149,20 +156,22 @@ class PruningPlan:
         """A readable table: one row per group that loses units."""
         before = sum(group.size for group in self.groups)
         lost = sum(self._at(name).size - width(row) for name, row in self.kept_units.items())
-        sparsity = "" if self.sparsity is None else f", sparsity {self.sparsity:g}"
+        goal = "" if self.sparsity is None else f", sparsity {self.sparsity:g}"
+        goal += "" if self.budget is None else f", budget {self.budget}"
         head = (
-            f"Plan by {self.criterion} ({self.scope}{sparsity}): {len(self.kept_units)} of "
+            f"Plan by {self.criterion} ({self.scope}{goal}): {len(self.kept_units)} of "
             f"{len(self.groups)} prunable groups lose {lost} of {before} units."
         )
+        notes = "".join(f"\n{note}." for note in self.notes)
         if self.is_empty:
-            return f"{head}\nNothing is pruned."
+            return f"{head}\nNothing is pruned.{notes}"
         rows = [
             (name, group.contexts, group.size, width(row), "yes" if group.maskable else "no")
             for name, row in self.kept_units.items()
             for group in (self._at(name),)
         ]
         columns = ("group", "contexts", "units", "kept", "maskable")
-        return f"{head}\n{tabulate(rows, columns)}"
+        return f"{head}\n{tabulate(rows, columns)}{notes}"
 
     def __str__(self) -> str:
         return self.summary()
@@ -184,6 +193,8 @@ class PruningPlan:
                 "criterion": self.criterion,
                 "sparsity": self.sparsity,
                 "scope": self.scope,
+                "budget": self.budget,
+                "notes": list(self.notes),
                 "kept": dict(self.kept_units),
             }
         )
@@ -196,7 +207,8 @@ class PruningPlan:
         """
         data = parsed(text, longest(analysis))
         refuse_other_graph(data["fingerprint"], analysis.fingerprint)
-        return cls.build(analysis, data["kept"], data["criterion"], data["sparsity"], data["scope"])
+        record = (data[name] for name in ("criterion", "sparsity", "scope", "budget", "notes"))
+        return cls.build(analysis, data["kept"], *record)
 
     @cached_property
     def _by_name(self) -> dict[str, Group]:

@@ -20,13 +20,16 @@ _FIELDS: Mapping[str, tuple[type, ...]] = {
     "criterion": (str,),
     "sparsity": (int, float, type(None)),
     "scope": (str,),
+    "budget": (str, type(None)),
+    "notes": (list,),
     "kept": (dict,),
 }
 
 
 def longest(analysis: AnalysisLike) -> int:
     """A length that no plan for this graph exceeds, indented or not: reading a file is bounded."""
-    return 1_000_000 + sum(64 * group.slots + 16 * len(group.name) for group in analysis.groups)
+    sizes = (64 * group.slots + 32 * len(group.name) + 256 for group in analysis.groups)
+    return 1_000_000 + sum(sizes)
 
 
 def parsed(text: str, longest: int) -> dict[str, Any]:
@@ -53,6 +56,9 @@ def parsed(text: str, longest: int) -> dict[str, Any]:
     for name, types in _FIELDS.items():
         if type(data[name]) not in types:
             raise PlanError(f"The plan's {name!r} may not be {short(data[name])}.")
+    odd = [note for note in data["notes"] if not isinstance(note, str)]
+    if odd:
+        raise PlanError(f"The plan's 'notes' are texts, not {short(odd[0])}.")
     return data
 
 

@@ -259,7 +259,7 @@ def test_a_wrong_sparsity_is_refused(sparsity: object, message: str) -> None:
 
 def test_wrong_names_and_predicates_are_refused() -> None:
     analysis = analysis_of(chain("a", 4))
-    with pytest.raises(PlanError, match=r"no scope 'layer'; use one of global, local"):
+    with pytest.raises(PlanError, match=r"no scope 'layer'; use one of global, isomorphic, local"):
         plan(analysis, sparsity=0.5, scope="layer")
     with pytest.raises(PlanError, match=r"no criterion 'magntude'.* magnitude"):
         plan(analysis, "magntude", 0.5)

@@ -1,0 +1,151 @@
+"""The order in which groups are cut.
+
+A *step* makes one group narrower by one unit (by several, where widths are rounded). A scope puts
+the steps of all groups into one order, whatever the target: a sparsity takes a beginning of it, and
+so does a budget. Each step has a *level*, the sparsity from which on it is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from fxprune.allocation.limits import share
+from fxprune.errors import PlanError
+
+Kinds: TypeAlias = Callable[[], Sequence[object]]
+"""Says the kind of each candidate: groups of equal kind have the same structure."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A group that may be cut: the ascending scores of its unit slots, and its possible widths.
+
+    widths  descending, all below the number of slots
+    """
+
+    slots: Tensor
+    widths: range
+
+    @property
+    def size(self) -> int:
+        """Number of slots."""
+        return len(self.slots)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps in order.
+
+    owner    int64 [n]: the number of the group that a step cuts
+    units    int64 [n]: how many units it removes
+    removed  int64 [n]: how many have gone after it, of those that its level counts
+    total    int64 [n]: how many there are of those
+    """
+
+    owner: Tensor
+    units: Tensor
+    removed: Tensor
+    total: Tensor
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    def up_to(self, sparsity: float) -> int:
+        """How many steps have a level of at most that sparsity."""
+        most = {int(total): share(sparsity, int(total)) for total in self.total.unique()}
+        allowed = torch.tensor([most[total] for total in self.total.tolist()])
+        return int((self.removed <= allowed).sum()) if len(self) else 0
+
+    def counts(self, steps: int, groups: int) -> Tensor:
+        """How many units each of the groups has lost after the first `steps` steps: int64."""
+        counts = torch.zeros(groups, dtype=torch.int64)
+        return counts.index_add(0, self.owner[:steps], self.units[:steps])
+
+
+def _steps(candidates: Sequence[Candidate]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all steps, group by group: owner, units, and the mean score of the slots that go."""
+    owner, units, scores = [], [], []
+    for number, candidate in enumerate(candidates):
+        if not candidate.widths:
+            continue
+        gone = candidate.size - torch.tensor(candidate.widths)  # after each step
+        sums = torch.cat([torch.zeros(1, dtype=torch.float64), candidate.slots.cumsum(0)])
+        before = torch.cat([torch.zeros(1, dtype=torch.int64), gone[:-1]])
+        owner.append(torch.full((len(gone),), number))
+        units.append(gone - before)
+        single = bool((gone - before == 1).all())
+        means = (sums[gone] - sums[before]) / (gone - before)
+        # One by one the scores are exact; means of ascending slots ascend, but for rounding.
+        scores.append(candidate.slots[before] if single else means.cummax(0).values)
+    if not owner:
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+    return torch.cat(owner), torch.cat(units), torch.cat(scores)
+
+
+def local(candidates: Sequence[Candidate], kinds: Kinds) -> Steps:
+    """All groups at the same sparsity: a step's level is the share that its group has lost."""
+    owner, units, _ = _steps(candidates)
+    sizes = torch.tensor([candidate.size for candidate in candidates])
+    return _ordered(owner, units, owner, sizes)
+
+
+def globally(candidates: Sequence[Candidate], kinds: Kinds) -> Steps:
+    """The lowest scores of all groups first; of equal ones the first group's."""
+    owner, units, scores = _steps(candidates)
+    order = scores.argsort(stable=True)
+    total = torch.tensor([sum(candidate.size for candidate in candidates)])
+    return _ordered(owner[order], units[order], torch.zeros_like(owner), total)
+
+
+def isomorphic(candidates: Sequence[Candidate], kinds: Kinds) -> Steps:
+    """The lowest scores first among groups of the same structure; each kind loses the same share.
+
+    See Fang et al., Isomorphic Pruning for Vision Models, 2024.
+    """
+    owner, units, scores = _steps(candidates)
+    numbers: dict[object, int] = {}
+    kind_of = [numbers.setdefault(kind, len(numbers)) for kind in kinds()]
+    totals = [0] * len(numbers)
+    for kind, candidate in zip(kind_of, candidates, strict=True):
+        totals[kind] += candidate.size
+    order = scores.argsort(stable=True)
+    pool = torch.tensor(kind_of)[owner[order]]
+    return _ordered(owner[order], units[order], pool, torch.tensor(totals))
+
+
+def _ordered(owner: Tensor, units: Tensor, pool: Tensor, totals: Tensor) -> Steps:
+    """Sort steps by the share of its pool that has gone after each; pools keep their order.
+
+    pool    the pool of each step
+    totals  the number of units in each pool
+    """
+    by_pool = pool.argsort(stable=True)
+    sums = units[by_pool].cumsum(0)
+    first = torch.searchsorted(pool[by_pool].contiguous(), pool[by_pool])
+    before = torch.cat([torch.zeros(1, dtype=torch.int64), sums])[first]
+    removed = torch.empty_like(units)
+    removed[by_pool] = sums - before
+    total = totals[pool]
+    order = (removed.double() / total).argsort(stable=True)
+    return Steps(owner[order], units[order], removed[order], total[order])
+
+
+Scope: TypeAlias = Callable[[Sequence[Candidate], Kinds], Steps]
+
+SCOPES: Mapping[str, Scope] = MappingProxyType(
+    {"local": local, "global": globally, "isomorphic": isomorphic}
+)
+
+
+def find_scope(name: object) -> Scope:
+    """The scope of that name; raises PlanError for another one."""
+    found = SCOPES.get(name) if isinstance(name, str) else None
+    if found is None:
+        raise PlanError(f"There is no scope {name!r}; use one of {', '.join(sorted(SCOPES))}.")
+    return found
