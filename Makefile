@@ -58,6 +58,7 @@ zoo: $(VENV)/.peers
 bench: $(VENV)/.peers
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.budget
 	$(BIN)/python -m benchmarks.latency
 
 format: $(READY)

@@ -153,7 +153,7 @@ def cost(analysis: Analysis, plan: PruningPlan | None = None) -> Cost:
 
 
 def savings(analysis: Analysis, plan: PruningPlan | None = None) -> dict[str, Amounts]:
-    """What one more unit of each group would save after a plan, in the example batch.
+    """What one more unit of each group would save after a plan, for one sample as in `Cost`.
 
     Returns {group name: Amounts}, for the groups that have a unit to lose, in their order. Of a
     group with several contexts it is one unit of each. Where units of a group differ in cost, as
@@ -176,9 +176,8 @@ def savings(analysis: Analysis, plan: PruningPlan | None = None) -> dict[str, Am
         if widths[own[0]] > 1:
             less = [w - (n in own) for n, w in enumerate(widths)]
             after = model.at(less)
-            result[group.name] = Amounts(
-                *(getattr(before, q) - getattr(after, q) for q in QUANTITIES)
-            )
+            saved = Amounts(*(getattr(before, q) - getattr(after, q) for q in QUANTITIES))
+            result[group.name] = model.per_sample(saved)
     return result
 
 

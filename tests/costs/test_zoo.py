@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -14,7 +15,7 @@ from tests.costs import measure
 from tests.costs.strategies import kept_units, plans
 
 by_name = pytest.mark.parametrize("name", measure.NAMES)
-few = settings(max_examples=3)
+few = settings(max_examples=2)
 
 
 @by_name
@@ -58,10 +59,10 @@ def test_savings_are_what_one_more_unit_saves(name: str, data: st.DataObject) ->
     kept = {**plan.kept_units, group.name: plan.kept(group)[..., :-1].tolist()}
     after = fxprune.cost(analysis, PruningPlan.build(analysis, kept))
     saved = savings[group.name]
-    assert saved.macs == before.total.macs - after.total.macs
+    assert saved.macs == math.ceil((before.total.macs - after.total.macs) / before.batch)
     assert saved.parameters == before.parameters - after.parameters
     memory = before.total.activation_memory - after.total.activation_memory
-    assert saved.activation_memory == memory
+    assert saved.activation_memory == math.ceil(memory / before.batch)
     assert saved.macs >= 0
     assert saved.parameters > 0
     assert saved.activation_memory >= 0
