@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis import Analysis
-from fxprune.axes import Axis, Concat, Product, factors_of, find, leaves, segments_of
+from fxprune.axes import Atom, Axis, Concat, Product, factors_of, find, leaves, segments_of
 from fxprune.errors import RewriteError
 from fxprune.grouping import make_members
-from fxprune.groups import Group, Member
 from fxprune.plans import PruningPlan
-from fxprune.slicing import slice_parameter
+from fxprune.slicing import Membership, Slicer
 from fxprune.unit_maps import UnitMaps
 
 
@@ -26,6 +25,8 @@ class Selection:
         self.analysis = analysis
         self.plan = plan
         self._maps = UnitMaps()
+        self._widths: dict[int, int] = {}
+        self._slicer = Slicer(plan)
 
     @cached_property
     def _kept(self) -> dict[str, Tensor]:
@@ -43,10 +44,13 @@ class Selection:
             return size
         if isinstance(axis, Concat):
             return sum(self.width(segment) for segment in segments_of(axis))
-        (atom,) = leaves(axis)
-        name, offset = self.analysis.grouped.units.get(atom.key, ("", 0))
-        kept = self._kept.get(name)
-        return atom.size if kept is None else int(kept[0, offset : offset + atom.size].sum())
+        assert isinstance(axis, Atom)
+        if axis.key not in self._widths:
+            name, offset = self.analysis.grouped.units.get(axis.key, ("", 0))
+            kept = self._kept.get(name)
+            stay = None if kept is None else kept[0, offset : offset + axis.size]
+            self._widths[axis.key] = axis.size if stay is None else int(stay.sum())
+        return self._widths[axis.key]
 
     def shape(self, axes: Sequence[Axis]) -> tuple[int, ...]:
         """The shape of a tensor after pruning."""
@@ -115,9 +119,9 @@ class Selection:
             return None
         shape = tuple(axis.size for axis in layout)
         flat = torch.arange(math.prod(shape)).reshape(shape)
-        return slice_parameter(flat, list(self._memberships(layout)), self.plan)
+        return self._slicer(flat, self._memberships(layout))
 
-    def _memberships(self, layout: Sequence[Axis]) -> Iterator[tuple[Group, Member]]:
+    def _memberships(self, layout: Sequence[Axis]) -> Iterator[Membership]:
         grouped = self.analysis.grouped
         for dim, axis in enumerate(layout):
             for name, numbers in self._pruned_in(axis).items():

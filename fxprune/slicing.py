@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,10 +12,12 @@ from fxprune.errors import PlanError
 from fxprune.groups import Group, Member
 from fxprune.plans import PruningPlan
 
+Membership: TypeAlias = tuple[Group, Member]
 
-def members_by_parameter(plan: PruningPlan) -> Mapping[str, list[tuple[Group, Member]]]:
+
+def members_by_parameter(plan: PruningPlan) -> Mapping[str, list[Membership]]:
     """The memberships of every parameter that the plan changes."""
-    found: dict[str, list[tuple[Group, Member]]] = {}
+    found: dict[str, list[Membership]] = {}
     for name in plan.kept_units:
         group = plan.group(name)
         for member in group.members:
@@ -22,36 +25,60 @@ def members_by_parameter(plan: PruningPlan) -> Mapping[str, list[tuple[Group, Me
     return found
 
 
-def slice_parameter(
-    tensor: Tensor, memberships: Iterable[tuple[Group, Member]], plan: PruningPlan
-) -> Tensor:
-    """What the plan leaves of a parameter, in a tensor of its own and in its memory format.
+class Slicer:
+    """Slices tensors by a plan; what members have in common is computed once."""
 
-    Along a dimension whose kept indices depend on another one (the channels of a grouped
-    convolution, chosen per group), each index of that other dimension gathers its own. Raises
-    PlanError if they keep unequal numbers.
-    """
-    rank = tensor.dim()
-    plain = {dim: torch.ones(tensor.shape[dim], dtype=torch.bool) for dim in range(rank)}
-    crossed: dict[int, Tensor] = {}
-    for group, member in memberships:
-        member.check_shape(tuple(tensor.shape), group)
-        mask = member.spread(plan.kept_mask(group), group, True, rank)
-        if len(member.dims) == 1:
-            plain[member.dim] &= mask.reshape(-1)
-        else:
-            crossed[member.dim] = mask & crossed.get(member.dim, torch.tensor(True))
-    result = tensor
-    for dim, mask in plain.items():
-        if not bool(mask.all()):
-            index = mask.nonzero()[:, 0]
-            result = result.index_select(dim, index.to(tensor.device))
-            for key, cross in crossed.items():
-                if cross.shape[dim] > 1:
-                    crossed[key] = cross.index_select(dim, index)
-    for dim, cross in crossed.items():
-        result = _gather_along(result, dim, cross)
-    return result.clone(memory_format=_memory_format(tensor))
+    def __init__(self, plan: PruningPlan) -> None:
+        self._plan = plan
+        self._kept: dict[str, Tensor] = {}
+        self._indices: dict[tuple[Any, ...], tuple[Sequence[Membership], Tensor | None]] = {}
+
+    def __call__(self, tensor: Tensor, memberships: Iterable[Membership]) -> Tensor:
+        """What the plan leaves of a parameter, in a tensor of its own and in its memory format.
+
+        Along a dimension whose kept indices depend on another one (the channels of a grouped
+        convolution, chosen per group), each index of that other dimension gathers its own. Raises
+        PlanError if they keep unequal numbers.
+        """
+        rank, shape = tensor.dim(), tuple(tensor.shape)
+        plain: dict[int, list[Membership]] = {}
+        crossed: dict[int, Tensor] = {}
+        for group, member in memberships:
+            member.check_shape(shape, group)
+            if len(member.dims) == 1:
+                plain.setdefault(member.dim, []).append((group, member))
+            else:
+                mask = member.spread(self._mask(group), group, True, rank)
+                crossed[member.dim] = mask & crossed.get(member.dim, torch.tensor(True))
+        result = tensor
+        for dim in sorted(plain):
+            index = self._index(plain[dim])
+            if index is not None:
+                result = result.index_select(dim, index.to(tensor.device))
+                for key, cross in crossed.items():
+                    if cross.shape[dim] > 1:
+                        crossed[key] = cross.index_select(dim, index)
+        for dim, cross in crossed.items():
+            result = _gather_along(result, dim, cross)
+        result = result.contiguous(memory_format=_memory_format(tensor))
+        return result.clone() if result is tensor else result
+
+    def _mask(self, group: Group) -> Tensor:
+        if group.name not in self._kept:
+            self._kept[group.name] = self._plan.kept_mask(group)
+        return self._kept[group.name]
+
+    def _index(self, memberships: Sequence[Membership]) -> Tensor | None:
+        """The indices along one dimension that stay; None if all do."""
+        key = tuple((group.name, id(m.unit), id(m.context)) for group, m in memberships)
+        if key not in self._indices:
+            masks = [
+                m.spread(self._mask(group), group, True, m.dim + 1) for group, m in memberships
+            ]
+            mask = torch.stack([mask.reshape(-1) for mask in masks]).all(0)
+            index = None if bool(mask.all()) else mask.nonzero()[:, 0]
+            self._indices[key] = memberships, index  # they keep their maps, and so the ids, alive
+        return self._indices[key][1]
 
 
 def _gather_along(tensor: Tensor, dim: int, mask: Tensor) -> Tensor:

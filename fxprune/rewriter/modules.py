@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from fxprune.plans import PruningPlan
 from fxprune.rewriter.rows import convolution_groups, norm_groups, shuffle_channels
 from fxprune.rewriter.site import Site
-from fxprune.slicing import members_by_parameter, slice_parameter
+from fxprune.slicing import Slicer, members_by_parameter
 
 
 class ModuleCopier:
     """Copies a module tree with sliced parameters. Ties of parameters and of modules survive."""
 
     def __init__(self, root: nn.Module, plan: PruningPlan, share: bool) -> None:
-        self._plan = plan
+        self._slice = Slicer(plan)
         self._share = share
         self._members = members_by_parameter(plan)
         self._tensors: dict[int, Tensor] = {}
@@ -55,7 +55,7 @@ class ModuleCopier:
         if members is None and self._share:
             return old
         data = old.detach()
-        data = data.clone() if members is None else slice_parameter(data, members, self._plan)
+        data = data.clone() if members is None else self._slice(data, members)
         if isinstance(old, nn.Parameter):
             return nn.Parameter(data, requires_grad=old.requires_grad)
         return data
