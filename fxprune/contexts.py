@@ -36,6 +36,7 @@ _ORDERED = frozenset({Kind.STATISTIC, Kind.BATCH_NORM})
 def contexts(propagation: Propagation) -> Mapping[Atom, frozenset[Atom]]:
     """For every free atom that occurs in a product, the atoms it may depend on."""
     found: dict[Atom, frozenset[Atom]] = {}
+    known: dict[tuple[bool, int], Layout] = {}
     seen: set[tuple[bool, tuple[int, ...]]] = set()
     tables: Mapping[Axis, Axis] = dict(followed(propagation.records))
 
@@ -43,6 +44,9 @@ def contexts(propagation: Propagation) -> Mapping[Atom, frozenset[Atom]]:
         return tuple(tables.get(find(axis), axis) for axis in layout) if tables else layout
 
     def narrow(layout: Layout, ordered: bool) -> None:
+        if (ordered, id(layout)) in known:
+            return
+        known[ordered, id(layout)] = layout
         key = ordered, tuple(id(find(axis)) for axis in layout)
         if key not in seen:
             seen.add(key)

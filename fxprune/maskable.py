@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fxprune.axes import Atom, Axis, is_frozen, leaves
+from fxprune.axes import Atom, is_frozen, leaves
 from fxprune.propagate import Propagation, Record
-from fxprune.rules.base import Kind, tensors_in
+from fxprune.rules.base import Kind, Layout, tensors_in
 
 ANY = math.inf
 """The fill of positions that hold finite values nothing is known of."""
@@ -70,6 +70,7 @@ class _FillPass:
         self.fills: dict[int, Fills] = {}
         self._by_storage: dict[int, list[int]] = {}
         self._leaves: dict[int, frozenset[Atom]] = {}
+        self._free: dict[int, tuple[Layout, frozenset[Atom]]] = {}
         self._probes: dict[Any, float] = {}
 
     def run(self) -> Mapping[Atom, str]:
@@ -79,14 +80,19 @@ class _FillPass:
             self._visit(record)
         return self.flags
 
-    def free(self, layout: Iterable[Axis]) -> frozenset[Atom]:
+    def free(self, layout: Layout) -> frozenset[Atom]:
         """The atoms of a layout that may be pruned."""
+        known = self._free.get(id(layout))
+        return self._find_free(layout) if known is None else known[1]
+
+    def _find_free(self, layout: Layout) -> frozenset[Atom]:
         found: frozenset[Atom] = frozenset()
         for axis in layout:
             if id(axis) not in self._leaves:
                 atoms = () if is_frozen(axis) else leaves(axis)
                 self._leaves[id(axis)] = frozenset(a for a in atoms if a.reason is None)
             found |= self._leaves[id(axis)]
+        self._free[id(layout)] = layout, found
         return found
 
     def _set(self, key: int, fills: Fills) -> None:
