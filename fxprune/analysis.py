@@ -17,6 +17,7 @@ from fxprune.explanations import Explainer
 from fxprune.grouping import Grouped, build_groups
 from fxprune.groups import Group
 from fxprune.propagate import Propagation, propagate
+from fxprune.walks import named_tensors
 
 _REASONS = 8
 
@@ -49,8 +50,7 @@ class Analysis:
     @property
     def parameters(self) -> Mapping[str, Tensor]:
         """All parameters and buffers of the graph, detached, by name."""
-        named = [*self.traced.named_parameters(), *self.traced.named_buffers()]
-        return {name: tensor.detach() for name, tensor in named}
+        return {name: tensor.detach() for name, tensor in named_tensors(self.traced)}
 
     def __str__(self) -> str:
         rows = [
@@ -147,8 +147,7 @@ def fingerprint(traced: fx.GraphModule) -> str:
     lines: list[Any] = [
         (n.op, n.name, _target(n.target), repr(n.args), repr(n.kwargs)) for n in traced.graph.nodes
     ]
-    named = [*traced.named_parameters(), *traced.named_buffers()]
-    lines += [(name, tuple(tensor.shape)) for name, tensor in named]
+    lines += [(name, tuple(tensor.shape)) for name, tensor in named_tensors(traced)]
     return hashlib.sha256(repr(lines).encode()).hexdigest()[:32]
 
 

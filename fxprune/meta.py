@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache, cached_property
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,44 +16,127 @@ from fxprune import meta_kernels
 from fxprune.capture import shapes
 from fxprune.capture.metacopy import copy_module, set_mode
 from fxprune.errors import AnalysisError
+from fxprune.walks import named_tensors
 
 Shapes = list[tuple[int, ...]]
 
 
 def shapes_on_meta(module: fx.GraphModule) -> Mapping[fx.Node, Shapes]:
     """The shapes of every node's tensors when the graph runs on meta at the example sizes."""
-    shadow, _, _ = meta_shadow(module)
-    interpreter = _ShapeInterpreter(shadow, garbage_collect_values=False, graph=module.graph)
-    values = example_values(module, None)
+    runner = _ShapeRunner(module, module.graph)
     with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]), _on_meta():
-        interpreter.run(*values, enable_io_processing=False)
-    return interpreter.shapes
+        runner.run(example_values(module, None))
+    return runner.shapes
 
 
-class _ShapeInterpreter(fx.Interpreter):
-    """Notes shapes at once: a later node may change that of a tensor in place."""
+class GraphRunner:
+    """Runs a graph node by node. `env` holds the values of the nodes that ran.
 
-    @cached_property
-    def shapes(self) -> dict[fx.Node, Shapes]:
-        return {}
+    An fx.Interpreter does more for each node (progress, logs, tracebacks) than a meta kernel costs.
+    """
 
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        self.module, self.graph = module, graph
+        self.env: dict[fx.Node, Any] = {}
+        self._values: Iterator[Any] = iter(())
+
+    def run(self, values: Iterable[Any]) -> None:
+        """Run all nodes; `values` are those of the placeholders."""
+        self._values = iter(values)
+        for node in self.graph.nodes:
+            self.env[node] = self.run_node(node)
+
+    def run_node(self, node: fx.Node) -> Any:
+        """The value of a node."""
+        args = fx.node.map_arg(node.args, self.env.__getitem__)
+        kwargs = fx.node.map_arg(node.kwargs, self.env.__getitem__) if node.kwargs else {}
+        return getattr(self, node.op)(node.target, args, kwargs)
+
+    def placeholder(self, target: str, args: Any, kwargs: Any) -> Any:
+        """The next input."""
+        return next(self._values)
+
+    def get_attr(self, target: str, args: Any, kwargs: Any) -> Any:
+        """An attribute of the module or of one inside it."""
+        path, _, name = target.rpartition(".")
+        return getattr(self.module_at(path), name)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """What a function returns."""
+        return target(*args, **kwargs)
+
+    def call_method(self, target: str, args: Any, kwargs: Any) -> Any:
+        """What a method of the first argument returns."""
+        return getattr(args[0], target)(*args[1:], **kwargs)
+
+    def call_module(self, target: str, args: Any, kwargs: Any) -> Any:
+        """What a module returns."""
+        return self.module_at(target)(*args, **kwargs)
+
+    def output(self, target: str, args: Any, kwargs: Any) -> Any:
+        """The result of the graph."""
+        return args[0]
+
+    def module_at(self, path: str) -> nn.Module:
+        """The module of this path."""
+        module = self.module
+        for name in path.split(".") if path else ():
+            child = module._modules[name]
+            assert child is not None, path
+            module = child
+        return module
+
+
+class _ShapeRunner(GraphRunner):
+    """Notes shapes at once: a later node may change that of a tensor in place.
+
+    Where a formula gives a module's result, the module itself serves; only the others are copied
+    to meta.
+    """
+
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(module, graph)
+        self.shapes: dict[fx.Node, Shapes] = {}
+        self._memo: dict[int, Any] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        value = super().run_node(node)
         leaves = [value] if isinstance(value, Tensor) else tree_leaves(unpacked(value))
-        self.shapes[n] = [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
+        self.shapes[node] = [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
         return value
 
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = self.fetch_attr(target)
+    def get_attr(self, target: str, args: Any, kwargs: Any) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        return self._twin(value) if isinstance(value, Tensor) else value
+
+    def call_module(self, target: str, args: Any, kwargs: Any) -> Any:
+        module = self.module_at(target)
         result = shapes.of_module(type(module), module, args, kwargs)
-        if result is not None and isinstance(module, nn.RNNBase):
-            _run_one_step(module, *args, **kwargs)
-        return module(*args, **kwargs) if result is None else result
+        if result is None:
+            return self._shadow(module)(*args, **kwargs)
+        if isinstance(module, nn.RNNBase):
+            _run_one_step(self._shadow(module), *args, **kwargs)
+        return result
+
+    def _twin(self, tensor: Tensor) -> Tensor:
+        if id(tensor) not in self._memo:
+            self._memo[id(tensor)] = meta_twin(tensor)
+        twin: Tensor = self._memo[id(tensor)]
+        return twin
+
+    def _shadow(self, module: nn.Module) -> nn.Module:
+        if id(module) not in self._memo:
+            for _, tensor in named_tensors(module):
+                self._twin(tensor)
+            set_mode(copy_module(module, self._memo), False)
+        shadow: nn.Module = self._memo[id(module)]
+        return shadow
 
 
-def _run_one_step(module: nn.RNNBase, input: Any, hx: Any = None) -> None:
+def _run_one_step(module: nn.Module, input: Any, hx: Any = None) -> None:
     """Check the sizes on one time step: on meta, kernels decompose into ops for every step."""
-    module(input.narrow(1 if input.dim() == 3 and module.batch_first else 0, 0, 1), hx)
+    batched_first = input.dim() == 3 and bool(module.batch_first)
+    module(input.narrow(1 if batched_first else 0, 0, 1), hx)
 
 
 def example_values(traced: fx.GraphModule, inputs: tuple[Any, ...] | None) -> tuple[Any, ...]:
@@ -73,9 +156,10 @@ def example_values(traced: fx.GraphModule, inputs: tuple[Any, ...] | None) -> tu
     )
 
 
-def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters, then buffers."""
-    return [*module.named_parameters(), *module.named_buffers()]
+def meta_twin(tensor: Tensor) -> Tensor:
+    """A tensor of the same sizes, strides and dtype on meta; a parameter for a parameter."""
+    meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return nn.Parameter(meta, False) if isinstance(tensor, nn.Parameter) else meta
 
 
 def meta_shadow(traced: fx.GraphModule) -> tuple[nn.Module, dict[int, str], dict[int, Tensor]]:
@@ -84,11 +168,10 @@ def meta_shadow(traced: fx.GraphModule) -> tuple[nn.Module, dict[int, str], dict
     names: dict[int, str] = {}
     real: dict[int, Tensor] = {}
     for name, tensor in named_tensors(traced):
-        meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-        memo[id(tensor)] = nn.Parameter(meta, False) if isinstance(tensor, nn.Parameter) else meta
-        names[id(memo[id(tensor)])] = name
+        twin = memo[id(tensor)] = meta_twin(tensor)
+        names[id(twin)] = name
         if not isinstance(tensor, nn.Parameter):
-            real[id(meta)] = tensor
+            real[id(twin)] = tensor
     shadow = nn.Module()
     for name, child in traced._modules.items():
         shadow.add_module(name, child and copy_module(child, memo))

@@ -23,11 +23,12 @@ from fxprune.axes import is_frozen
 from fxprune.dynamic_sizes import name_of, unexplained
 from fxprune.errors import AnalysisError
 from fxprune.lookups import join_tables
-from fxprune.meta import call_on_meta, example_values, meta_shadow, named_tensors, unpacked, without
+from fxprune.meta import GraphRunner, call_on_meta, example_values, meta_shadow, unpacked, without
 from fxprune.modules import SizedCustomGradient
 from fxprune.rules import MODULE_RULES, RULES
 from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, tensors_in
 from fxprune.rules.elementwise import pointwise
+from fxprune.walks import named_parameters, named_tensors
 
 _CONSTANT_LIMIT = 1 << 22
 """Constant tensors with more elements than this are not evaluated to follow an index."""
@@ -87,20 +88,20 @@ def propagate(traced: fx.GraphModule, inputs: tuple[Any, ...] | None = None) -> 
     mode = _RuleMode(constants)
     layouts = {name: mode.declare_parameter(tensor) for name, tensor in named_tensors(shadow)}
     state: frozenset[str] = getattr(traced.meta.get("fxprune"), "omitted", frozenset())
-    interpreter = _Interpreter(shadow, traced.graph, mode, state)
+    runner = _Runner(shadow, traced.graph, mode, state)
     values = example_values(traced, inputs)
     with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]), mode:
-        interpreter.run(*values, enable_io_processing=False)
+        runner.run(values)
     join_tables(mode.records, mode.algebra)
     return Propagation(
         mode.algebra,
         MappingProxyType(layouts),
-        MappingProxyType(interpreter.layouts),
+        MappingProxyType(runner.layouts),
         tuple(mode.records),
         MappingProxyType(sources),
         MappingProxyType(mode.storages),
         tuple(mode.barriers),
-        frozenset(name for name, _ in traced.named_parameters()),
+        frozenset(name for name, _ in named_parameters(traced)),
     )
 
 
@@ -279,7 +280,7 @@ def _bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str,
     return bound
 
 
-class _Interpreter(fx.Interpreter):
+class _Runner(GraphRunner):
     """Runs the graph, tells the mode which node is running, and notes the axes of each result.
 
     `state` names the outputs that only the model itself reads: they are not frozen.
@@ -288,35 +289,35 @@ class _Interpreter(fx.Interpreter):
     def __init__(
         self, module: nn.Module, graph: fx.Graph, mode: _RuleMode, state: frozenset[str]
     ) -> None:
-        super().__init__(module, garbage_collect_values=False, graph=graph)
+        super().__init__(module, graph)
         self.mode, self.state = mode, state
         self.layouts: dict[fx.Node, Any] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
-        self.mode.site = self.mode.algebra.site = n
-        self.mode.dynamic = any(isinstance(self.env.get(a), int) for a in n.all_input_nodes)
+    def run_node(self, node: fx.Node) -> Any:
+        self.mode.site = self.mode.algebra.site = node
+        self.mode.dynamic = any(isinstance(self.env.get(a), int) for a in node.all_input_nodes)
         try:
-            value = super().run_node(n)
+            value = super().run_node(node)
         except AnalysisError:
             raise
         except Exception as error:
             raise AnalysisError(
-                f"node {n.name!r} ({n.op} {n.target}) does not run on meta tensors: {error}. "
-                "Check that the graph runs with its example inputs."
+                f"node {node.name!r} ({node.op} {node.target}) does not run on meta tensors: "
+                f"{error}. Check that the graph runs with its example inputs."
             ) from error
         if self.mode.dynamic and isinstance(value, Tensor):
-            self.layouts[n] = self.layouts_in(value)
-            for axis in unexplained(n, lambda node: self.layouts[node].axes):
+            self.layouts[node] = self.layouts_in(value)
+            for axis in unexplained(node, lambda other: self.layouts[other].axes):
                 self.mode.algebra.freeze(axis, "its size follows the inputs")
-        if n.op == "placeholder":
+        if node.op == "placeholder":
             self._declare_fixed(value, "model input")
-        if n.op == "output":
+        if node.op == "output":
             self._freeze(without(value, self.state), "model output")
-        self.layouts[n] = self.layouts_in(value)
+        self.layouts[node] = self.layouts_in(value)
         return value
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = self.fetch_attr(target)
+        module = self.module_at(target)
         rule = MODULE_RULES.get(type(module))
         if rule is None:
             value = module(*args, **kwargs)

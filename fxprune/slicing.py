@@ -81,6 +81,11 @@ class Slicer:
         return self._indices[key][1]
 
 
+def slice_parameter(tensor: Tensor, memberships: Iterable[Membership], plan: PruningPlan) -> Tensor:
+    """What the plan leaves of one parameter, see `Slicer`, which slices many of them faster."""
+    return Slicer(plan)(tensor, memberships)
+
+
 def _gather_along(tensor: Tensor, dim: int, mask: Tensor) -> Tensor:
     """Keep along `dim` what `mask` keeps, which may depend on other dimensions' indices."""
     last = mask.movedim(dim, -1)

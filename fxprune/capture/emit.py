@@ -18,6 +18,7 @@ from fxprune.capture.sizes import numel_of, plain, size_of
 from fxprune.capture.targets import LITERALS, mutates
 from fxprune.errors import TraceError
 from fxprune.modules import ByMode
+from fxprune.walks import named_modules
 
 
 class Emitter:
@@ -168,7 +169,7 @@ class Emitter:
         if created is not None:
             self.root[path] = created
             return
-        module = self.template.model.get_submodule(path)
+        module = self.template.modules[path]
         self.root[path] = leaves.emitted(module, self.capture.plain.get(path))
 
     def shapes(self) -> dict[fx.Node, Shape]:
@@ -267,11 +268,9 @@ def build(emitter: Emitter, model: nn.Module) -> fx.GraphModule:
         path, _, last = free_name(name).rpartition(".")
         if isinstance(value, Tensor) and not _persistent(model, name):
             gm.get_submodule(path)._non_persistent_buffers_set.add(last)
-    gm.train(model.training)
-    originals = {free_name(path): module for path, module in model.named_modules()}
-    for path, module in gm.named_modules():
-        if path in originals:
-            module.__dict__["training"] = originals[path].training
+    modes = {free_name(path): m.training for path, m in emitter.template.modules.items()}
+    for path, module in named_modules(gm):
+        module.__dict__["training"] = modes.get(path, model.training)
     return gm
 
 

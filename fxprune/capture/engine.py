@@ -21,6 +21,7 @@ from fxprune.capture.outputs import referenced
 from fxprune.capture.recorder import Recorder, recording
 from fxprune.capture.records import Capture, Ref, TraceInfo
 from fxprune.errors import TraceError
+from fxprune.walks import named_modules, named_parameters
 
 Dynamic = Mapping[str, Any]
 
@@ -34,7 +35,7 @@ def run(
     """
     model = source.copy()
     set_mode(model, training)
-    recorder = Recorder(source.names, source.tensors, dict(model.named_modules()), source.device)
+    recorder = Recorder(source.names, source.tensors, dict(named_modules(model)), source.device)
     values = inputs.meta(sizes)
     for name in inputs.names:
         recorder.add("placeholder", name, (), {})
@@ -73,7 +74,7 @@ def trace(model: Any, example_inputs: Any, dynamic: Dynamic | None = None) -> fx
     found = dims.search(inputs, base, again, dynamic)
     capture = found.capture
     notes: tuple[str, ...] = ()
-    if depends_on_mode(model, capture.reached):
+    if depends_on_mode(source.modules, capture.reached):
         capture, notes = follow_modes(capture, lambda: again({}, training=True))
     emitter = Emitter(capture, source, len(inputs.names))
     _emit_inputs(emitter, inputs, found)
@@ -81,7 +82,7 @@ def trace(model: Any, example_inputs: Any, dynamic: Dynamic | None = None) -> fx
     emitter.set_output()
     gm = build(emitter, model)
     gm.meta["fxprune"] = TraceInfo(
-        dropped=_dropped(model, gm, capture),
+        dropped=_dropped(source, gm, capture),
         dynamic=found.dynamic,
         specialised=found.specialised,
         steps=_steps(found),
@@ -172,12 +173,12 @@ def _emit_inputs(emitter: Emitter, inputs: Inputs, found: dims.Found) -> None:
         graph.call_function(guards.stepped_size, (emitter.size(where.expr), size, unit, name))
 
 
-def _dropped(model: nn.Module, gm: fx.GraphModule, capture: Capture) -> tuple[str, ...]:
+def _dropped(source: Template, gm: fx.GraphModule, capture: Capture) -> tuple[str, ...]:
     """The modules with parameters of their own that the graph neither calls nor reads."""
-    held = {id(p) for p in gm.parameters()}
+    held = {id(p) for _, p in named_parameters(gm)}
     return tuple(
         path
-        for path, module in model.named_modules()
+        for path, module in source.modules.items()
         if path
         and path not in capture.reached
         and not all(id(p) in held for p in module.parameters(recurse=False))

@@ -23,7 +23,7 @@ _HARMLESS = frozenset(
     "from_pretrained init_weights".split()
 )
 # A weight that hooks recompute (weight_norm) is a plain tensor: its ops must be recorded.
-_WEIGHTS = ("weight", "bias", "weight_ih_l0", "weight_hh_l0")
+_WEIGHTS = frozenset({"weight", "bias", "weight_ih_l0", "weight_hh_l0"})
 
 
 def _is_torch(cls: type) -> bool:
@@ -61,9 +61,10 @@ def leaf_base(module: nn.Module) -> type | None:
     base = _class_base(cls)
     if base is None or base.__module__ == own.__name__:
         return base
-    if parametrize.is_parametrized(module):
+    if "parametrizations" in module._modules and parametrize.is_parametrized(module):
         return None
-    return None if any(isinstance(module.__dict__.get(n), Tensor) for n in _WEIGHTS) else base
+    hooked = _WEIGHTS & module.__dict__.keys()
+    return None if any(isinstance(module.__dict__[name], Tensor) for name in hooked) else base
 
 
 @functools.cache
@@ -109,17 +110,22 @@ def torch_base(cls: type, *wanted: type) -> type | None:
     return next((b for b in cls.__mro__ if _is_torch(b) and issubclass(b, wanted)), None)
 
 
+_WITHOUT_HOOKS = {k: v for k, v in nn.Module().__dict__.items() if k != "training"}
+
+
 def emitted(module: nn.Module, base: type | None = None) -> nn.Module:
     """A shallow copy without hooks, as the torch.nn class, that shares parameters and buffers."""
     base = base or leaf_base(module) or type(module)
     twin: nn.Module = nn.Module.__new__(base)
-    fresh = nn.Module().__dict__
     state: dict[str, Any] = {}
     for key, value in module.__dict__.items():
         if key in ("_parameters", "_buffers", "_modules"):
             state[key] = dict(value)
-        elif key in fresh and key != "training":
-            state[key] = set(value) if key == "_non_persistent_buffers_set" else fresh[key]
+        elif key == "_non_persistent_buffers_set":
+            state[key] = set(value)
+        elif key in _WITHOUT_HOOKS:
+            empty = _WITHOUT_HOOKS[key]
+            state[key] = empty.copy() if isinstance(empty, dict) else empty
         elif not callable(value) or isinstance(value, (types.FunctionType, type)):
             state[key] = list(value) if isinstance(value, list) else value
     twin.__dict__.update(state)

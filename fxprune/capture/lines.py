@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import types
@@ -15,6 +16,7 @@ _SKIPPED = (
 )
 
 
+@functools.cache
 def is_users(filename: str) -> bool:
     """Whether a file is neither torch's nor part of the capture."""
     return not filename.startswith(_SKIPPED)

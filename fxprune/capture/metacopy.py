@@ -6,7 +6,7 @@ import collections
 import copy
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import TraceError
+from fxprune.walks import buffers_in, named_modules, parameters_in
 
 
 def meta_like(tensor: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ def meta_like(tensor: Tensor) -> Tensor:
 
 def set_mode(module: nn.Module, training: bool) -> None:
     """`module.train(training)`; much faster where no class overrides `train`."""
-    modules = list(module.modules())
+    modules = [child for _, child in named_modules(module)]
     if any(type(child).train is not nn.Module.train for child in modules):
         module.train(training)
         return
@@ -65,34 +66,40 @@ _INTERNAL = frozenset(
 )
 
 
+@functools.cache
 def _identifier(name: str) -> str:
     return "".join(c if c.isalnum() or c == "_" else "_" for c in name)
 
 
-def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor the model holds: parameters, buffers, plain attributes (also in lists, dicts).
+def held_tensors(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that modules hold: parameters, buffers, plain attributes (in lists, dicts, too).
 
     The first name of a tensor comes first; parameters win over plain attributes.
     """
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
-    for prefix, module in model.named_modules():
+    modules = list(modules)
+    yield from parameters_in(modules)
+    yield from buffers_in(modules)
+    for prefix, module in modules:
         dot = f"{prefix}." if prefix else ""
         for key, value in module.__dict__.items():
-            if isinstance(value, (Tensor, list, tuple, dict)) and key not in _INTERNAL:
+            if key in _INTERNAL or type(value) in _ATOMIC:
+                continue
+            if isinstance(value, (Tensor, list, tuple, dict)):
                 for name, tensor in _nested(value, _identifier(key)):
                     yield dot + _identifier(name), tensor
 
 
 _ATOMIC = frozenset({int, float, bool, str, type(None), complex, torch.dtype, torch.device, type})
+_COLLECTIONS = frozenset({tuple, list, dict, set, collections.OrderedDict})
 
 
 def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
-    if kind in (tuple, list) and all(type(item) in _ATOMIC for item in value):
-        return value if kind is tuple else value.copy()
-    if kind in (dict, collections.OrderedDict) and not value:
-        return kind()
+    if kind in _COLLECTIONS:
+        if not value:
+            return kind()
+        if kind in (tuple, list) and _ATOMIC.issuperset(map(type, value)):
+            return kind(value)
     return copy.deepcopy(value, memo)
 
 
@@ -123,10 +130,20 @@ def copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return twin
 
 
+def shallow_copy(module: nn.Module) -> nn.Module:
+    """copy.copy of a module, several times faster for modules that do not customise it."""
+    cls: Any = type(module)
+    if _customises_copies(cls) or cls.__setstate__ is not nn.Module.__setstate__:
+        return copy.copy(module)
+    twin: nn.Module = cls.__new__(cls)
+    twin.__dict__.update(module.__dict__)
+    return twin
+
+
 @functools.cache
 def _customises_copies(cls: Any) -> bool:
     """Whether copies of the class are made by code of its own, other than torch.nn's."""
-    names = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__")
+    names = ("__copy__", "__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__")
     if any(getattr(cls, name, None) is not getattr(nn.Module, name, None) for name in names):
         return True
     own_state = cls.__setstate__ is not nn.Module.__setstate__
@@ -135,9 +152,10 @@ def _customises_copies(cls: Any) -> bool:
 
 @dataclass(frozen=True)
 class Template:
-    """A model ready to be copied: its tensors by name and their meta twins."""
+    """A model ready to be copied: its modules by path, its tensors by name, their meta twins."""
 
     model: nn.Module
+    modules: Mapping[str, nn.Module]
     tensors: dict[str, Tensor]
     names: dict[int, str]
     twins: dict[int, Tensor]
@@ -170,18 +188,19 @@ def template(model: nn.Module, device: torch.device) -> Template:
     tensors: dict[str, Tensor] = {}
     twins: dict[int, Tensor] = {}
     names: dict[int, str] = {}
-    for name, tensor in named_tensors(model):
+    modules = named_modules(model)
+    for name, tensor in held_tensors(modules):
         if id(tensor) in twins:
             continue
         twin = meta_like(tensor)
         twins[id(tensor)] = twin
         names[id(twin)] = name
         tensors[name] = tensor
-    for path, module in model.named_modules():
+    for path, module in modules:
         if isinstance(module, torch.jit.ScriptModule):
             raise TraceError(
                 f"the module {path or type(model).__name__!r} is TorchScript, whose operations "
                 "cannot be recorded. Trace the Python module that it was scripted from."
             )
     device = next((t.device for t in tensors.values()), device)
-    return Template(model, tensors, names, twins, device)
+    return Template(model, dict(modules), tensors, names, twins, device)

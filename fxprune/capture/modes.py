@@ -17,12 +17,13 @@ from fxprune.modules import ByMode
 _COUNTER = "num_batches_tracked"
 
 
-def depends_on_mode(model: nn.Module, reached: Mapping[str, Any]) -> bool:
+def depends_on_mode(modules: Mapping[str, nn.Module], reached: Mapping[str, Any]) -> bool:
     """Whether any module that forward reached could behave otherwise in train mode."""
     for path, cls in reached.items():
         if issubclass(cls, (nn.MultiheadAttention, ByMode)):
             return True
-        if reads_training(cls) and leaf_base(model.get_submodule(path)) is None:
+        module = modules.get(path)  # None if forward itself made it
+        if reads_training(cls) and (module is None or leaf_base(module) is None):
             return True
     return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -238,7 +239,7 @@ class Recorder(TorchFunctionMode):
             return NotImplemented
         with self.paused():
             module = gradients.custom_gradient(cls, tuple(self.convert(a)[1] for a in args))
-        return self.leaf(module, *args)
+        return self.leaf(type(module), module, *args)
 
     # Modules -----------------------------------------------------------------------------------
 
@@ -252,8 +253,9 @@ class Recorder(TorchFunctionMode):
             lowering = LOWERINGS.get(type(module))
             if lowering is not None:
                 return self.hooked(original, module, lowering, args, kw)
-            if path != "" and leaves.leaf_base(module) is not None:  # the root cannot be a leaf
-                return self.hooked(original, module, self.leaf, args, kw)
+            base = leaves.leaf_base(module) if path != "" else None  # the root cannot be a leaf
+            if base is not None:
+                return self.hooked(original, module, functools.partial(self.leaf, base), args, kw)
             before = len(self.records)
             result = original(module, *args, **kw)
             if args and result is args[0] and before == len(self.records):
@@ -282,14 +284,14 @@ class Recorder(TorchFunctionMode):
             self.keep.append(module)
         return path
 
-    def leaf(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Record a leaf module's call."""
+    def leaf(self, base: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Record the call of a leaf module, which is a `base`."""
         pairs = [self.convert(a) for a in args]
         named = {k: self.convert(v) for k, v in kwargs.items()}
         run = [p[1] for p in pairs]
         run_kwargs = {k: p[1] for k, p in named.items()}
         with self.paused():
-            result = shapes.of_module(leaves.leaf_base(module), module, run, run_kwargs)
+            result = shapes.of_module(base, module, run, run_kwargs)
             if result is None:
                 result = module.forward(*run, **run_kwargs)
         if not _has_tensor(result):

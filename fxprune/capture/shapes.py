@@ -26,10 +26,14 @@ def _new(x: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device="meta")
 
 
-def _plain(*tensors: Tensor | None) -> bool:
-    """Whether all tensors are contiguous, on meta, and of one dtype."""
-    kept = [t for t in tensors if t is not None]
-    return all(t.is_contiguous() and t.is_meta and t.dtype == kept[0].dtype for t in kept)
+def _plain(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether all tensors are contiguous and of one dtype, and the first is on meta.
+
+    The others may hold data, as weights do: only their shapes matter.
+    """
+    if not (x.is_meta and x.is_contiguous()):
+        return False
+    return all(t is None or (t.dtype == x.dtype and t.is_contiguous()) for t in others)
 
 
 def _sized(shape: Sequence[int], *tensors: Any) -> bool:

@@ -16,10 +16,11 @@ from fxprune.criteria.binding import Scorer
 from fxprune.criteria.linearized import Linearized
 from fxprune.errors import AnalysisError
 from fxprune.groups import Group
-from fxprune.meta import named_tensors, unpacked
+from fxprune.meta import unpacked
 from fxprune.ranking import lowest, removal_order
 from fxprune.roles import roles_of
 from fxprune.schedules import exponential
+from fxprune.walks import named_tensors
 
 
 class SynapticFlow:

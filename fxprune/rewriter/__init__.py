@@ -26,6 +26,7 @@ from fxprune.rewriter.rows import find_row
 from fxprune.rewriter.site import Site
 from fxprune.rules.base import Layout
 from fxprune.selection import Selection
+from fxprune.walks import named_modules
 
 
 def rewrite(traced: fx.GraphModule, plan: PruningPlan, share: bool = False) -> fx.GraphModule:
@@ -64,8 +65,8 @@ class _Rewriter:
         self.graph.set_codegen(self.traced.graph._codegen)
         pruned = fx.GraphModule(self.root, self.graph, type(self.traced).__name__)
         pruned.training = self.traced.training
-        originals = dict(self.traced.named_modules())
-        for name, module in pruned.named_modules():
+        originals = dict(named_modules(self.traced))
+        for name, module in named_modules(pruned):
             if name in originals:  # GraphModule's constructor forgets both
                 module.__dict__["training"] = originals[name].training
                 unsaved = originals[name]._non_persistent_buffers_set

@@ -10,10 +10,12 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from fxprune.capture.metacopy import shallow_copy
 from fxprune.plans import PruningPlan
 from fxprune.rewriter.rows import convolution_groups, norm_groups, shuffle_channels
 from fxprune.rewriter.site import Site
 from fxprune.slicing import Slicer, members_by_parameter
+from fxprune.walks import named_tensors
 
 
 class ModuleCopier:
@@ -25,21 +27,22 @@ class ModuleCopier:
         self._members = members_by_parameter(plan)
         self._tensors: dict[int, Tensor] = {}
         self._modules: dict[int, nn.Module] = {}
-        self._names = {id(t): name for name, t in [*root.named_parameters(), *root.named_buffers()]}
+        self._names = {id(t): name for name, t in named_tensors(root)}
 
     def copy(self, module: nn.Module) -> nn.Module:
         """A copy without hooks; the same module gives the same copy."""
         if id(module) not in self._modules:
-            new = copy.copy(module)
-            self._modules[id(module)] = new
-            for name, value in vars(module).items():
-                if name.endswith(("_hooks", "_with_kwargs")):
-                    new.__dict__[name] = OrderedDict()
-                elif isinstance(value, (list, dict, set)) and not name.startswith("_"):
-                    new.__dict__[name] = copy.copy(value)
-            new._parameters = {n: self.tensor(p) for n, p in module._parameters.items()}
-            new._buffers = {n: self.tensor(b) for n, b in module._buffers.items()}
-            new._modules = {n: m and self.copy(m) for n, m in module._modules.items()}
+            new = self._modules[id(module)] = shallow_copy(module)
+            state = vars(new)
+            for name, value in state.items():
+                if isinstance(value, (list, dict, set)):
+                    if name.endswith(("_hooks", "_with_kwargs")):
+                        state[name] = OrderedDict()
+                    elif not name.startswith("_"):
+                        state[name] = copy.copy(value)
+            state["_parameters"] = {n: self.tensor(p) for n, p in module._parameters.items()}
+            state["_buffers"] = {n: self.tensor(b) for n, b in module._buffers.items()}
+            state["_modules"] = {n: m and self.copy(m) for n, m in module._modules.items()}
         return self._modules[id(module)]
 
     def tensor(self, old: Any) -> Any:

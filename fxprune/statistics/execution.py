@@ -10,10 +10,11 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from fxprune.capture.metacopy import copy_module, set_mode
-from fxprune.meta import named_tensors, plain_attributes
+from fxprune.meta import plain_attributes
 from fxprune.propagate import Propagation, Record, TensorAxes
 from fxprune.replay import bindings, invoke, tensors_of
 from fxprune.statistics.reads import Read
+from fxprune.walks import named_tensors
 
 Probe: TypeAlias = Callable[[Read, Tensor, Tensor | None], Tensor]
 """Sees a read, the tensor that is read and its weight; returns what the op reads instead."""

@@ -1,0 +1,60 @@
+"""Walks over module trees: what nn.Module's nested generators give, in time linear in the tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+def named_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module once, by its first path, parents first."""
+    found: dict[nn.Module, str] = {}
+    stack: list[tuple[str, nn.Module]] = [("", root)]
+    while stack:
+        path, module = stack.pop()
+        if module not in found:
+            found[module] = path
+            dot = f"{path}." if path else ""
+            for name, child in reversed(module._modules.items()):
+                if child is not None:
+                    stack.append((dot + name, child))
+    return [(path, module) for module, path in found.items()]
+
+
+def named_parameters(root: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Every parameter once, by its first name."""
+    return parameters_in(named_modules(root))
+
+
+def named_buffers(root: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every buffer once, by its first name."""
+    return buffers_in(named_modules(root))
+
+
+def named_tensors(root: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters, then buffers."""
+    modules = named_modules(root)
+    return [*parameters_in(modules), *buffers_in(modules)]
+
+
+def parameters_in(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of these modules themselves."""
+    return _once((path, module._parameters) for path, module in modules)
+
+
+def buffers_in(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, Tensor]]:
+    """The buffers of these modules themselves."""
+    return _once((path, module._buffers) for path, module in modules)
+
+
+def _once(held: Iterable[tuple[str, Mapping[str, T | None]]]) -> list[tuple[str, T]]:
+    found: dict[int, tuple[str, T]] = {}
+    for path, tensors in held:
+        for name, tensor in tensors.items():
+            if tensor is not None and id(tensor) not in found:
+                found[id(tensor)] = (f"{path}.{name}" if path else name), tensor
+    return list(found.values())
