@@ -29,7 +29,6 @@ from fxprune.analysis import Analysis, analyze
 from fxprune.criteria import Criterion
 from fxprune.errors import PlanError
 from fxprune.groups import Group
-from fxprune.meta import named_tensors
 from fxprune.plans import PruningPlan
 from fxprune.ranking import lowest, removal_order
 from fxprune.rewriter import rewrite
@@ -37,6 +36,7 @@ from fxprune.statistics.execution import scoring_copy
 from fxprune.statistics.objective import Labels, Loss, Objective
 from fxprune.statistics.passes import Passes
 from fxprune.statistics.reads import Read
+from fxprune.walks import named_tensors
 
 
 class DynamicPruning:
