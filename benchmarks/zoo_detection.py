@@ -93,6 +93,9 @@ ONE_STAGE = {
 }
 """Constructor name → image size."""
 
+SINGLE_PIXEL = frozenset({"ssdlite320_mobilenet_v3_large"})
+"""Those whose smallest level is one pixel at that size, with batch normalisation behind it."""
+
 TWO_STAGE = {
     "fasterrcnn_resnet50_fpn": 64,
     "fasterrcnn_resnet50_fpn_v2": 64,

@@ -121,12 +121,30 @@ def _count(module: nn.Module) -> int:
 def _at_another_size(
     pruned: fx.GraphModule, masked: nn.Module, info: TraceInfo, inputs: Found
 ) -> Found:
-    """The same comparison on images of another size, where the capture left that size free."""
+    """The same comparison on images of another size, where the capture left that size free.
+
+    Larger ones, or smaller ones where the model itself fails on larger ones.
+    """
     fixed = {
         f"{name} dimension {dim}": f"{size}: {reason}"
         for name, dims in info.specialised.items()
         for dim, (size, reason) in dims.items()
     }
+    for direction in (1, -1):
+        resized = _resized(info, inputs, direction)
+        if resized is None:
+            return {"specialised": fixed}
+        try:
+            expected = checks.run(masked, resized)
+        except (IndexError, RuntimeError):
+            continue
+        error = checks.relative_error(checks.run(pruned, resized), expected)
+        return {"specialised": fixed, "resized": error}
+    raise ValueError("the model runs neither on larger nor on smaller images")
+
+
+def _resized(info: TraceInfo, inputs: Found, direction: int) -> Found | None:
+    """Inputs with images of another size; None if no image's size is free."""
     resized, changed = dict(inputs), False
     for name, value in inputs.items():
         free = [dim for dim in info.dynamic.get(name, ()) if dim > 1]
@@ -134,12 +152,9 @@ def _at_another_size(
             shape = list(value.shape)
             for dim in free:
                 step = info.steps.get(name, {}).get(dim, 1)
-                shape[dim] += step * max(1, 32 // step)
+                shape[dim] += direction * step * max(1, 32 // step)
             resized[name], changed = torch.randn(shape, dtype=value.dtype), True
-    if not changed:
-        return {"specialised": fixed}
-    error = checks.relative_error(checks.run(pruned, resized), checks.run(masked, resized))
-    return {"specialised": fixed, "resized": error}
+    return resized if changed else None
 
 
 def _interpreted(
