@@ -37,7 +37,7 @@ from benchmarks.zoo_models import entries
 PAIRS = 5
 IMAGE = 224
 PEER_LIMIT = 60.0  # seconds of CPU time
-LIMIT = 240.0  # seconds for all the rounds of one model
+LIMIT = 240  # seconds of CPU time for all the rounds of one model
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 NAMES = """
 torchvision/alexnet torchvision/densenet121 torchvision/efficientnet_b0 torchvision/googlenet
