@@ -12,6 +12,8 @@ from fxprune.errors import PlanError
 from fxprune.groups import Group, Member
 from fxprune.plans import PruningPlan
 
+_BLOCK = 1 << 17  # entries
+
 Membership: TypeAlias = tuple[Group, Member]
 
 
@@ -50,15 +52,13 @@ class Slicer:
             else:
                 mask = member.spread(self._mask(group), group, True, rank)
                 crossed[member.dim] = mask & crossed.get(member.dim, torch.tensor(True))
-        result = tensor
-        for dim in sorted(plain):
-            index = self._index(plain[dim])
-            if index is not None:
-                result = result.index_select(dim, index.to(tensor.device))
-                for key, cross in crossed.items():
-                    if cross.shape[dim] > 1:
-                        crossed[key] = cross.index_select(dim, index)
+        found = {dim: self._index(plain[dim]) for dim in sorted(plain)}
+        indices = {dim: index for dim, index in found.items() if index is not None}
+        result = _select(tensor, indices)
         for dim, cross in crossed.items():
+            for other, index in indices.items():
+                if cross.shape[other] > 1:
+                    cross = cross.index_select(other, index)
             result = _gather_along(result, dim, cross)
         result = result.contiguous(memory_format=_memory_format(tensor))
         return result.clone() if result is tensor else result
@@ -84,6 +84,32 @@ class Slicer:
 def slice_parameter(tensor: Tensor, memberships: Iterable[Membership], plan: PruningPlan) -> Tensor:
     """What the plan leaves of one parameter, see `Slicer`, which slices many of them faster."""
     return Slicer(plan)(tensor, memberships)
+
+
+def _select(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
+    """The entries at the given indices of some dimensions.
+
+    Of a large tensor in blocks of rows: selecting one whole dimension after the other would keep a
+    second tensor, at times a larger one than the result.
+    """
+    within = {dim: index.to(tensor.device) for dim, index in indices.items()}
+    if tensor.numel() <= _BLOCK or not within:
+        for dim, index in within.items():
+            tensor = tensor.index_select(dim, index)
+        return tensor
+    shape = [len(within[d]) if d in within else size for d, size in enumerate(tensor.shape)]
+    result = torch.empty(
+        shape, dtype=tensor.dtype, device=tensor.device, memory_format=_memory_format(tensor)
+    )
+    kept = within.pop(0, None)
+    rows = max(1, _BLOCK * shape[0] // max(result.numel(), 1))
+    for start in range(0, shape[0], rows):
+        here = slice(start, start + rows)
+        block = tensor[here] if kept is None else tensor.index_select(0, kept[here])
+        for dim, index in within.items():
+            block = block.index_select(dim, index)
+        result[here] = block
+    return result
 
 
 def _gather_along(tensor: Tensor, dim: int, mask: Tensor) -> Tensor:
