@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -58,6 +59,24 @@ def test_magnitude_empties_the_layer_of_small_weights_long_before() -> None:
     assert magnitude.critical < magnitude.maximal / 3
     flow = critical_compression(analysis, FLOW)
     assert flow.critical == flow.maximal == magnitude.maximal
+
+
+def bottleneck(seed: int) -> tuple[fxprune.Analysis, list[tuple[Tensor, Tensor]]]:
+    """An untrained chain of layers of unequal widths, and data for it."""
+    torch.manual_seed(seed)
+    widths = [16, 24, 16, 8, 16, 24]
+    layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Linear(24, 4))
+    return analyzed(model, torch.randn(2, 16)), [(torch.randn(64, 16), torch.randint(4, (64,)))]
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "snip", "grasp"])
+def test_others_empty_a_layer_even_if_they_rescore_after_every_removal(criterion: str) -> None:
+    analysis, data = bottleneck(0)
+    report = critical_compression(analysis, criterion, data=data)
+    assert report.critical < report.maximal / 3
+    flow = critical_compression(analysis, FLOW)
+    assert flow.critical == flow.maximal == report.maximal
 
 
 def test_a_report_follows_every_round() -> None:
