@@ -4,7 +4,7 @@
 # make fuzz    check 20,000 random programs and plans (half an hour; FUZZ="--minutes 5" for less)
 # make hostile read 10,000 damaged plans and saved models (HOSTILE="--count 500" for less)
 # make zoo     prune every architecture of the zoo, side by side with Torch-Pruning (an hour)
-# make bench   measure speed, scaling and latency (half an hour)
+# make bench   measure speed, scaling, latency and memory (half an hour)
 # Each makes .venv first if there is none. A machine needs only Python >= 3.10, pip and make.
 
 PYTHON ?= python3
@@ -60,6 +60,7 @@ bench: $(VENV)/.peers
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.budget
 	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.memory
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

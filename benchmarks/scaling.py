@@ -90,7 +90,7 @@ def densenet201() -> Entry:
     return Entry("torchvision/densenet201", densenet201, images)
 
 
-def _seconds(function: Callable[[nn.Module, Any], None], model: nn.Module, example: Any) -> float:
+def _seconds(function: Callable[[nn.Module, Any], object], model: nn.Module, example: Any) -> float:
     fresh = copy.deepcopy(model)
     start = time.process_time()
     function(fresh, example)

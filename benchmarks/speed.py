@@ -55,11 +55,11 @@ huggingface/bert_classifier huggingface/distilbert huggingface/convnext huggingf
 Found = dict[str, Any]
 
 
-def prune(model: nn.Module, example: Mapping[str, Any]) -> None:
-    """All the work of a prune by magnitude with fxprune."""
+def prune(model: nn.Module, example: Mapping[str, Any]) -> nn.Module:
+    """All the work of a prune by magnitude with fxprune; its result."""
     traced = fxprune.trace(model, example)
     plan = fxprune.plan(fxprune.analyze(traced), criterion="magnitude", sparsity=0.5)
-    fxprune.rewrite(traced, plan)
+    return fxprune.rewrite(traced, plan)
 
 
 def _example(value: Any) -> Any:
@@ -71,7 +71,7 @@ def _example(value: Any) -> Any:
     return value.float()
 
 
-def _seconds(function: Callable[[nn.Module, Any], None], model: nn.Module, example: Any) -> float:
+def _seconds(function: Callable[[nn.Module, Any], object], model: nn.Module, example: Any) -> float:
     fresh = copy.deepcopy(model)
     start = time.process_time()
     function(fresh, example)
