@@ -130,10 +130,10 @@ class Member:
         """What `reduce` makes of sums over all dimensions but `.dims`, which stand in order."""
         if self.dims != tuple(sorted(self.dims)):
             sums = sums.t()
-        slots = self.slots(group).to(sums.device)
-        own = slots >= 0
-        total = torch.zeros(group.slots, dtype=sums.dtype, device=sums.device)
-        return total.index_add(0, slots[own], sums[own]).reshape(group.shape)
+        slots = self.slots(group).to(sums.device).reshape(-1)
+        total = torch.zeros(group.slots + 1, dtype=sums.dtype, device=sums.device)
+        total.index_add_(0, slots % len(total), sums.reshape(-1))  # -1 becomes the last, for none
+        return total[:-1].reshape(group.shape)
 
     def entries(self, parameter: Tensor, group: Group) -> Tensor:
         """The entries of each unit, in the order of the parameter's indices.

@@ -71,18 +71,24 @@ class Norm:
         is allocated before them: pieces that stay between the blocks would scatter the memory.
         """
         others = [dim for dim in range(parameter.dim()) if dim not in dims]
-        total = torch.zeros(
-            [parameter.shape[dim] for dim in sorted(dims)],
-            dtype=torch.float64,
-            device=parameter.device,
-        )
         rows = max(1, _BLOCK * len(parameter) // max(parameter.numel(), 1))
+        leading = 0 in dims  # else it is summed over first, and what else is in the end
+        kept = [parameter.shape[dim] for dim in sorted(dims)] if leading else parameter.shape[1:]
+        total = torch.zeros(kept, dtype=torch.float64, device=parameter.device)
         for start in range(0, len(parameter), rows):
-            powers = _wide(parameter[start : start + rows]).abs()
-            powers = powers.square_() if self.order == 2 else powers.pow_(self.order)
-            part = total[start : start + rows] if 0 in dims else total
-            part += powers.sum(others) if others else powers
-        return total
+            powers = self._powers(parameter[start : start + rows])
+            if leading:
+                total[start : start + rows] = powers.sum(others) if others else powers
+            else:
+                total += powers.sum(0)
+        rest = [dim - 1 for dim in others if dim]
+        return total.sum(rest) if rest and not leading else total
+
+    def _powers(self, block: Tensor) -> Tensor:
+        wide = _wide(block)
+        if self.order == 2:
+            return wide.abs().square_() if wide.is_complex() else wide.square_()
+        return wide.abs().pow_(self.order)
 
     def _join(self, left: Tensor, right: Tensor) -> Tensor:
         return torch.maximum(left, right) if math.isinf(self.order) else left + right
