@@ -21,16 +21,32 @@ def linear(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 POSITIVE = torch.rand(2, 4, 3, 3, dtype=torch.float64) * 10 + 0.1
 
-ACTIVATIONS = [
+MODULES = [
     *(nn.GELU(), nn.SiLU(), nn.Mish(), nn.ELU(), nn.SELU(), nn.CELU(), nn.Softplus(), nn.Tanh()),
     *(nn.Hardswish(), nn.ReLU(), nn.ReLU6(), nn.Hardtanh(), nn.LeakyReLU(), nn.Softsign()),
     *(nn.SiLU(inplace=True), nn.ReLU6(inplace=True), nn.LocalResponseNorm(2), nn.LogSoftmax(1)),
-    *(F.gelu, F.silu, torch.tanh, Tensor.tanh, Tensor.tanh_, F.normalize, F.softplus),
-    *(lambda x: x.clamp(0, 1), lambda x: torch.clip(x, max=2), lambda x: F.hardtanh(x, 0, 6)),
+]
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "normalize": F.normalize,
+    "softplus": F.softplus,
+    "tanh": torch.tanh,
+    "Tensor.tanh": Tensor.tanh,
+    "Tensor.tanh_": Tensor.tanh_,
+    "clamp": lambda x: x.clamp(0, 1),
+    "clip": lambda x: torch.clip(x, max=2),
+    "hardtanh": lambda x: F.hardtanh(x, 0, 6),
+}
+
+ACTIVATIONS = [
+    *(pytest.param(module, id=repr(module)) for module in MODULES),
+    *(pytest.param(function, id=name) for name, function in FUNCTIONS.items()),
 ]
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=repr)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_pass_positive_numbers(activation: Callable[[Tensor], Tensor]) -> None:
     assert linear(activation, POSITIVE.clone()).equal(POSITIVE)
 

@@ -147,7 +147,7 @@ def _plain(sample: Sample) -> Callable[..., Any]:
     return _PLAIN[len(sample.inputs)](sample.run)  # type: ignore[no-any-return]
 
 
-class _Open(propagate_module._Interpreter):
+class _Open(propagate_module._Runner):
     """Leaves the axes of the graph's results as free as the rules left them."""
 
     def _freeze(self, value: Any, reason: str) -> None:
@@ -163,7 +163,7 @@ def analyze_open(traced: fx.GraphModule, contexts: bool = False) -> Analysis:
     """
     found = grouping.contexts if contexts else lambda _: {}
     with (
-        patch.object(propagate_module, "_Interpreter", _Open),
+        patch.object(propagate_module, "_Runner", _Open),
         patch.object(grouping, "contexts", found),
     ):
         propagation = propagate(traced)
