@@ -106,7 +106,7 @@ def test_sparsity_not_given(model: nn.Module, entry: Entry) -> None:
 
 @entries
 def test_unknown_scope(model: nn.Module, entry: Entry) -> None:
-    with pytest.raises(PlanError, match=r"no scope 'layer'; use one of global, local"):
+    with pytest.raises(PlanError, match=r"no scope 'layer'; use one of global, isomorphic, local"):
         entry(model, {"sparsity": 0.5, "scope": "layer"})
 
 
