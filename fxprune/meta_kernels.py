@@ -43,18 +43,92 @@ def in_place(x: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 def binary(x: Any, y: Any, **kwargs: Any) -> Any:
-    """An op of a tensor and a number, or one that broadcasts to it."""
+    """An op of a tensor and a number, or of two tensors that broadcast to each other."""
     if not isinstance(x, Tensor) or not _same(x):
         return NotImplemented
-    fits = _broadcasts(y, x) if isinstance(y, Tensor) else type(y) in (int, float)
-    return _new(x, x.shape) if fits else NotImplemented
+    if not isinstance(y, Tensor):
+        return _new(x, x.shape) if type(y) in (int, float) else NotImplemented
+    shape = broadcast(x.shape, y.shape) if _same(x, y) else None
+    return NotImplemented if shape is None else _new(x, shape)
 
 
-def _broadcasts(y: Tensor, x: Tensor) -> bool:
-    if not _same(x, y) or y.dim() > x.dim():
-        return False
-    pairs = zip(reversed(y.shape), reversed(x.shape), strict=False)
-    return all(size in (1, full) for size, full in pairs)
+def binary_in_place(x: Tensor, y: Any, **kwargs: Any) -> Any:
+    """An in-place op of a tensor and a number, or a tensor that broadcasts to it."""
+    result = binary(x, y)
+    return x if result is not NotImplemented and result.shape == x.shape else NotImplemented
+
+
+def broadcast(a: Sequence[int], b: Sequence[int]) -> Sequence[int] | None:
+    """The shape to which two shapes broadcast; None if they do not."""
+    if a == b:
+        return a
+    longer, shorter = (a, b) if len(a) >= len(b) else (b, a)
+    lead = len(longer) - len(shorter)
+    shape = list(longer)
+    for at, size in enumerate(shorter, start=lead):
+        if shape[at] == 1:
+            shape[at] = size
+        elif size not in (1, shape[at]):
+            return None
+    return shape
+
+
+def mean(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, **kwargs: Any) -> Any:
+    """``mean`` over dimensions."""
+    rank = x.dim()
+    if not _same(x) or kwargs.get("dtype") or not dims:
+        return NotImplemented
+    over = {dim % rank for dim in dims if -rank <= dim < rank}
+    if len(over) != len(dims):
+        return NotImplemented
+    sizes = [1 if d in over else size for d, size in enumerate(x.shape) if keepdim or d not in over]
+    return _new(x, sizes)
+
+
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> Any:
+    """``cat`` of tensors of one rank."""
+    first = tensors[0]
+    rank = first.dim()
+    if not -rank <= dim < rank or not _same(*tensors):
+        return NotImplemented
+    at = dim % rank
+    shapes = [list(t.shape) for t in tensors]
+    if any(len(shape) != rank for shape in shapes):
+        return NotImplemented
+    total = sum(shape[at] for shape in shapes)
+    for shape in shapes:
+        shape[at] = total
+    return _new(first, shapes[0]) if all(s == shapes[0] for s in shapes) else NotImplemented
+
+
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], transposed: bool,
+    output_padding: Sequence[int], groups: int,
+) -> Any:  # fmt: skip
+    """``convolution`` with the numbers of every dimension."""
+    rank = x.dim() - 2
+    if transposed or rank < 1 or weight.dim() != x.dim() or not _same(x, weight, bias):
+        return NotImplemented
+    if x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+        return NotImplemented
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return NotImplemented
+    if not len(stride) == len(padding) == len(dilation) == rank:
+        return NotImplemented
+    sizes = [
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, p, d, k, s in zip(
+            x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True
+        )
+    ]
+    fits = min(sizes) > 0 and x.numel() > 0
+    return _new(x, (x.shape[0], weight.shape[0], *sizes)) if fits else NotImplemented
+
+
+def safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
+    """``_safe_softmax``."""
+    return NotImplemented if dtype else elementwise(x)
 
 
 def softmax(x: Tensor, dim: int, half_to_float: bool) -> Any:
@@ -77,7 +151,11 @@ def batch_norm(
 def layer_norm(x: Tensor, shape: Sequence[int], weight: Any, bias: Any, eps: float) -> Any:
     """``native_layer_norm``: the result, and the statistics per position."""
     rank = len(shape)
-    if not _same(x, weight, bias) or rank == 0 or tuple(x.shape[-rank:]) != tuple(shape):
+    if not (x.is_meta and x.is_floating_point()) or not all(  # any strides: it makes a copy
+        t is None or (t.dtype == x.dtype and _same(t)) for t in (weight, bias)
+    ):
+        return NotImplemented
+    if rank == 0 or tuple(x.shape[-rank:]) != tuple(shape):
         return NotImplemented
     if any(t is not None and tuple(t.shape) != tuple(shape) for t in (weight, bias)):
         return NotImplemented
@@ -92,9 +170,10 @@ def addmm(bias: Tensor, a: Tensor, b: Tensor, **scales: Any) -> Any:
     return _new(a, (a.shape[0], b.shape[1])) if fits and plain else NotImplemented
 
 
-def _overloads(names: str) -> list[Any]:
-    """The default overloads of these ops."""
-    return [getattr(aten, name).default for name in names.split()]
+def _overloads(names: str, *overloads: str) -> list[Any]:
+    """The overloads of these ops: those named, or the default."""
+    kinds = overloads or ("default",)
+    return [getattr(getattr(aten, name), kind) for name in names.split() for kind in kinds]
 
 
 KERNELS: Mapping[Any, Kernel] = MappingProxyType(
@@ -106,7 +185,12 @@ KERNELS: Mapping[Any, Kernel] = MappingProxyType(
         **dict.fromkeys(
             _overloads("hardtanh_ hardswish_ silu_ hardsigmoid_ leaky_relu_ sigmoid_"), in_place
         ),
-        **{getattr(aten, name).Tensor: binary for name in ("add", "sub", "mul", "div")},
+        **dict.fromkeys(_overloads("add sub mul div", "Tensor", "Scalar"), binary),
+        **dict.fromkeys(_overloads("add_ sub_ mul_ div_", "Tensor"), binary_in_place),
+        aten.mean.dim: mean,
+        aten.cat.default: cat,
+        aten.convolution.default: convolution,
+        aten._safe_softmax.default: safe_softmax,
         aten.pow.Tensor_Scalar: elementwise,
         aten._softmax.default: softmax,
         aten.native_batch_norm.default: batch_norm,
