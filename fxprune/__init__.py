@@ -10,6 +10,7 @@ from fxprune.allocation import (
 )
 from fxprune.analysis import Analysis, analyze
 from fxprune.capture import trace
+from fxprune.checkpoint import ClassNeededWarning, load, save
 from fxprune.costs import Amounts, Cost, cost, savings
 from fxprune.coverage import Coverage
 from fxprune.criteria import Criterion
@@ -36,6 +37,7 @@ __all__ = [
     "AnalysisError",
     "Budget",
     "CheckpointError",
+    "ClassNeededWarning",
     "Cost",
     "Coverage",
     "Criterion",
@@ -57,9 +59,11 @@ __all__ = [
     "VerifyError",
     "analyze",
     "cost",
+    "load",
     "plan",
     "prune",
     "rewrite",
+    "save",
     "savings",
     "score",
     "trace",

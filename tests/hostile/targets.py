@@ -11,6 +11,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import Analysis, PruningPlan
-from fxprune.checkpoint import PLAN, TENSORS, _digest, load, save
+from fxprune.checkpoint import GRAPH, PLAN, TENSORS, load, save
+from fxprune.checkpoint.files import sealed, text_digest
 from tests.hostile.corruptions import (
     JSON_FILE,
     TENSOR_FILE,
@@ -114,7 +116,7 @@ def _check_plan(plan: PruningPlan) -> None:
 def _saved() -> Mapping[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         save(_pruned(), folder)
-        return {name: (Path(folder) / name).read_bytes() for name in (TENSORS, PLAN)}
+        return {name: (Path(folder) / name).read_bytes() for name in (TENSORS, PLAN, GRAPH)}
 
 
 def _load(folder: Path) -> nn.Module:
@@ -130,21 +132,38 @@ def _check_module(module: nn.Module) -> None:
     assert module(EXAMPLE).shape == (2, 4)
 
 
+def _check_graph(module: nn.Module) -> None:
+    """It is a graph; what it calculates is up to whoever sealed it."""
+    assert isinstance(module, torch.fx.GraphModule)
+    module.graph.lint()
+
+
 def _sealed(files: Files) -> Files:
-    """The tensors' file says that it belongs to this plan, whatever that is by now."""
+    """All files say that they belong together, whatever they are by now."""
     header, body = split_tensors(files[TENSORS])
-    header["__metadata__"]["plan"] = _digest(files[PLAN].decode("utf-8", "replace"))
-    return {**files, TENSORS: join_tensors(json.dumps(header), body)}
+    header["__metadata__"]["plan"] = text_digest(files[PLAN].decode("utf-8", "replace"))
+    tensors = join_tensors(json.dumps(header), body)
+    digests = {TENSORS: sha256(tensors).hexdigest(), PLAN: sha256(files[PLAN]).hexdigest()}
+    try:
+        content = json.loads(files[GRAPH])
+        del content["digest"]
+        graph = sealed({**content, "files": digests}).encode()
+    except (ValueError, TypeError, KeyError, RecursionError):  # no graph that could be sealed
+        graph = files[GRAPH]
+    return {TENSORS: tensors, PLAN: files[PLAN], GRAPH: graph}
 
 
 TARGETS: Mapping[str, Target] = {
     "plan": Target(_plan_file, {PLAN: JSON_FILE}, _read_plan, _check_plan),
     "directory": Target(
         lambda: dict(_saved()),
-        {PLAN: JSON_FILE, TENSORS: TENSOR_FILE},
+        {PLAN: JSON_FILE, GRAPH: JSON_FILE, TENSORS: TENSOR_FILE},
         _load,
         _check_module,
         compiles=True,
+    ),
+    "resealed graph": Target(
+        lambda: dict(_saved()), {GRAPH: JSON_FILE}, load, _check_graph, _sealed, compiles=True
     ),
     "resealed directory": Target(
         lambda: dict(_saved()), {PLAN: JSON_FILE}, _load, _check_module, _sealed, compiles=True

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fxprune.checkpoint import PLAN, TENSORS, load
+from fxprune.checkpoint import GRAPH, PLAN, TENSORS, load
 from fxprune.errors import CheckpointError
 from tests.hostile.corruptions import join_tensors, split_tensors
 from tests.hostile.targets import EXAMPLE, TARGETS, Network
@@ -52,8 +52,9 @@ def _large_tensor(path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "spoil"),
     [
-        *((file, spoil) for file in (PLAN, TENSORS) for spoil in (_pipe, _device, _folder)),
+        *((file, spoil) for file in (PLAN, TENSORS, GRAPH) for spoil in (_pipe, _device, _folder)),
         (PLAN, _endless),
+        (GRAPH, _endless),
         (TENSORS, _endless),
         (TENSORS, _large_tensor),
     ],
@@ -73,7 +74,7 @@ def test_a_message_stays_short_whatever_the_file_says(tmp_path: Path) -> None:
     header, body = split_tensors(files[TENSORS])
     header["norm.bias"]["shape"] = [1] * 100_000 + header["norm.bias"]["shape"]
     files[TENSORS] = join_tensors(json.dumps(header), body)
-    for name, data in files.items():
+    for name, data in TARGETS["resealed directory"].seal(files).items():
         (tmp_path / name).write_bytes(data)
     with pytest.raises(CheckpointError, match=r"norm\.bias") as caught:
         load(tmp_path, Network, EXAMPLE)

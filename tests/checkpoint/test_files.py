@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.checkpoint import PLAN, TENSORS, load, save
+from fxprune.checkpoint import GRAPH, PLAN, TENSORS, load, save
 from fxprune.errors import CheckpointError
+from tests.resealing import reseal
 
 
 class ConvNet(nn.Module):
@@ -100,7 +101,7 @@ def test_saving_twice_replaces_the_files(tmp_path: Path) -> None:
     save(pruned(TIED), tmp_path)
     result = pruned(CONV)
     save(result, tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([TENSORS, PLAN])
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([TENSORS, PLAN, GRAPH])
     loaded = load(tmp_path, ConvNet, CONV.inputs)
     assert torch.equal(loaded.eval()(CONV.inputs), result.module.eval()(CONV.inputs))
 
@@ -121,16 +122,23 @@ def test_the_files_hold_no_pickle(tmp_path: Path) -> None:
             pickle.loads(file.read_bytes())
 
 
-@pytest.mark.parametrize("file", [TENSORS, PLAN])
+@pytest.mark.parametrize("file", [TENSORS, PLAN, GRAPH])
 def test_a_missing_file(file: str, tmp_path: Path) -> None:
     save(pruned(CONV), tmp_path)
     (tmp_path / file).unlink()
-    with pytest.raises(CheckpointError, match=rf"Cannot read .*{file}.*holds {TENSORS} and {PLAN}"):
+    with pytest.raises(
+        CheckpointError, match=rf"Cannot read .*{file}.*holds {TENSORS}, {PLAN} and {GRAPH}"
+    ):
         load(tmp_path, ConvNet, CONV.inputs)
 
 
 @pytest.mark.parametrize(
-    ("file", "message"), [(TENSORS, rf"Cannot read .*{TENSORS}"), (PLAN, "belongs to another plan")]
+    ("file", "message"),
+    [
+        (TENSORS, rf"{TENSORS} is not the file that was saved"),
+        (PLAN, rf"{PLAN} is not the file that was saved"),
+        (GRAPH, "is not valid JSON"),
+    ],
 )
 def test_a_damaged_file(file: str, message: str, tmp_path: Path) -> None:
     save(pruned(CONV), tmp_path)
@@ -144,6 +152,9 @@ def test_files_of_two_saves(tmp_path: Path) -> None:
     save(pruned(CONV), tmp_path / "a")
     save(pruned(TIED), tmp_path / "b")
     (tmp_path / "a" / PLAN).write_text((tmp_path / "b" / PLAN).read_text())
+    with pytest.raises(CheckpointError, match=r"plan.json is not the file that was saved"):
+        load(tmp_path / "a", ConvNet, CONV.inputs)
+    reseal(tmp_path / "a")
     with pytest.raises(CheckpointError, match="belongs to another plan"):
         load(tmp_path / "a", ConvNet, CONV.inputs)
 
@@ -151,6 +162,7 @@ def test_files_of_two_saves(tmp_path: Path) -> None:
 def test_tensors_that_fxprune_did_not_write(tmp_path: Path) -> None:
     save(pruned(CONV), tmp_path)
     save_file(load_file(tmp_path / TENSORS), tmp_path / TENSORS)
+    reseal(tmp_path)
     with pytest.raises(CheckpointError, match="its format is None"):
         load(tmp_path, ConvNet, CONV.inputs)
 
@@ -176,6 +188,7 @@ def rewrite_tensors(path: Path, change: Callable[[dict[str, Tensor]], None]) -> 
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path, metadata=metadata)
+    reseal(path.parent)
 
 
 def drop(tensors: dict[str, Tensor]) -> None:

@@ -1,0 +1,140 @@
+"""The files of a saved model: their names, their digests, and reading them within bounds.
+
+`docs/files.md` describes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fxprune.errors import CheckpointError
+from fxprune.plans.base import short
+
+TENSORS = "model.safetensors"
+PLAN = "plan.json"
+GRAPH = "graph.json"
+FORMAT = "fxprune-graph"
+VERSION = 1
+MOST_TEXT = 1 << 28
+"""Bytes of JSON, a plan or the header of the tensors, that are read at most."""
+
+_FIELDS: Mapping[str, tuple[type, ...]] = {
+    "format": (str,),
+    "version": (int,),
+    "digest": (str,),
+    "made_with": (dict,),
+    "files": (dict,),
+    "original": (dict,),
+    "inputs": (list,),
+    "tensors": (dict,),
+    "graph": (dict, type(None)),
+    "needs_class": (list,),
+    "training": (list,),
+    "report": (dict, type(None)),
+}
+
+
+def text_digest(text: str) -> str:
+    """The SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, read piece by piece."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def sealed(content: dict[str, Any]) -> str:
+    """The text of graph.json: the content with the digest of itself."""
+    return json.dumps({**content, "digest": text_digest(_canonical(content))}, allow_nan=False)
+
+
+def _canonical(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+
+def check_file(path: Path, longest: int) -> None:
+    """Refuse what cannot be read in bounded time and memory: pipes, devices, endless files."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("it is not a regular file")
+    if found.st_size > longest:
+        raise OSError(f"it has {found.st_size} bytes, and at most {longest} are expected")
+
+
+def read_text(path: Path, what: str) -> str:
+    """A text file of bounded length; raises CheckpointError."""
+    try:
+        check_file(path, MOST_TEXT)
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"Cannot read the {what} {path}: {error}. A directory that `save` wrote holds "
+            f"{TENSORS}, {PLAN} and {GRAPH}."
+        ) from error
+
+
+def read_graph(path: Path) -> dict[str, Any]:
+    """The content of graph.json, of this version and unharmed; raises CheckpointError."""
+    text = read_text(path, "graph")
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"The graph in {path} is not valid JSON: {error}.") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise CheckpointError(f'{path} is no graph: it lacks "format": "{FORMAT}".')
+    if data.get("version") != VERSION:
+        raise CheckpointError(
+            f"The graph in {path} has version {short(data.get('version'))}, and this fxprune reads "
+            f"version {VERSION}: save the model again, or use the fxprune that wrote it "
+            f"({short(data.get('made_with'))})."
+        )
+    wrong = sorted(data.keys() ^ _FIELDS.keys())
+    wrong += [n for n, types in _FIELDS.items() if n in data and type(data[n]) not in types]
+    if wrong:
+        raise CheckpointError(f"The fields of {path} do not fit its version: {short(wrong)}.")
+    digest = data.pop("digest")
+    try:
+        found = text_digest(_canonical(data))
+    except RecursionError as error:
+        raise CheckpointError(f"The graph in {path} is nested too deeply.") from error
+    if digest != found:
+        raise CheckpointError(f"{path} was changed after it was saved: its digest does not fit.")
+    return data
+
+
+def check_digest(folder: Path, name: str, what: str, graph: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless the file is the one that `graph` was saved with."""
+    path = folder / name
+    try:
+        check_file(path, MOST_TEXT + 2 * stored_bytes(graph) if name == TENSORS else MOST_TEXT)
+        digest = file_digest(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"Cannot read the {what} {path}: {error}. A directory that `save` wrote holds "
+            f"{TENSORS}, {PLAN} and {GRAPH}."
+        ) from error
+    if digest != graph["files"].get(name):
+        raise CheckpointError(
+            f"{path} is not the file that was saved with {GRAPH}: it was changed, or belongs to "
+            "another save. Keep the files of one save together and unedited."
+        )
+
+
+def stored_bytes(graph: Mapping[str, Any]) -> int:
+    """Bytes of the stored tensors, as the table in graph.json says."""
+    try:
+        return sum(
+            entry["bytes"] for entry in graph["tensors"].values() if entry["same_as"] is None
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"The table of tensors in {GRAPH} is malformed: {error}.") from error

@@ -1,0 +1,103 @@
+"""Writing a pruned model to a directory."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from fxprune.checkpoint import files, tensors
+from fxprune.checkpoint.describing import describe, inputs_of
+from fxprune.plans import PruningPlan
+from fxprune.plans.base import short
+
+
+class Pruned(Protocol):
+    """Anything with the pruned module and the plan that made it, such as `prune`'s result."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The pruned module."""
+
+    @property
+    def plan(self) -> PruningPlan:
+        """The plan that was applied to the original."""
+
+
+class ClassNeededWarning(UserWarning):
+    """A graph was saved that only the model's own class can make again."""
+
+
+def save(
+    pruned: Pruned | tuple[nn.Module, PruningPlan], directory: str | os.PathLike[str]
+) -> tuple[str, ...]:
+    """Write `model.safetensors`, `plan.json` and `graph.json` to `directory`, made if need be.
+
+    pruned     what `prune` returned, or the pruned module (fine-tuned or not) and its plan
+    directory  files of an earlier save in it are replaced
+
+    Returns why `load` needs the model's class: what the graph calls that no file can describe, such
+    as an autograd.Function; a ClassNeededWarning says it too. Empty for most models: then
+    `load(directory)` needs nothing else.
+    Tied parameters are stored once. Raises CheckpointError if the module holds state that is not
+    a tensor, or tensors without data.
+    """
+    module, plan = pruned if isinstance(pruned, tuple) else (pruned.module, pruned.plan)
+    table = tensors.table(module)
+    graph, reasons = describe(module)
+    plan_text = plan.to_json()
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = {name: folder / f"{name}.partial" for name in (files.TENSORS, files.PLAN)}
+    # Written aside and then renamed, so that an interrupted save leaves no half-written file; the
+    # digests tell a file of this save from one of an earlier save.
+    try:
+        metadata = {"plan": files.text_digest(plan_text)}
+        tensors.write(module, partial[files.TENSORS], metadata)
+        partial[files.PLAN].write_text(plan_text, encoding="utf-8")
+        content = {
+            "format": files.FORMAT,
+            "version": files.VERSION,
+            "made_with": {"fxprune": _own_version(), "torch": torch.__version__},
+            "files": {name: files.file_digest(path) for name, path in partial.items()},
+            "original": {"fingerprint": plan.fingerprint},
+            "inputs": inputs_of(module),
+            "tensors": table,
+            "graph": graph,
+            "needs_class": reasons,
+            "training": [name for name, child in module.named_modules() if child.training],
+            "report": _report(pruned),
+        }
+        partial[files.GRAPH] = folder / f"{files.GRAPH}.partial"
+        partial[files.GRAPH].write_text(files.sealed(content), encoding="utf-8")
+        for name, path in partial.items():
+            os.replace(path, folder / name)
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
+    if reasons:
+        warnings.warn(
+            f"Loading {folder} needs the model's class: {short('; '.join(reasons))}.",
+            ClassNeededWarning,
+            stacklevel=2,
+        )
+    return tuple(reasons)
+
+
+def _own_version() -> str:
+    try:
+        return version("fxprune")
+    except PackageNotFoundError:  # run from a source tree
+        return "unknown"
+
+
+def _report(pruned: Any) -> Any:
+    """The report of `prune`'s result as data, for people who look at the directory later."""
+    report = getattr(pruned, "report", None)
+    as_data = getattr(report, "as_data", None)
+    return None if as_data is None else as_data()
