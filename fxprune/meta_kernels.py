@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Kernel: TypeAlias = Callable[..., Any]
 
@@ -32,9 +33,15 @@ def _same(*tensors: Tensor | None) -> bool:
 
 
 def elementwise(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """An op of one tensor."""
-    plain = _same(x) and not any(isinstance(a, Tensor) for a in args) and not kwargs.get("dtype")
-    return _new(x, x.shape) if plain else NotImplemented
+    """An op of one tensor; a dense one keeps its strides."""
+    if any(isinstance(a, Tensor) for a in args) or kwargs.get("dtype"):
+        return NotImplemented
+    if _same(x):
+        return _new(x, x.shape)
+    if not (x.is_meta and x.is_floating_point()):
+        return NotImplemented
+    like = torch.empty_like(x)
+    return like if like.stride() == x.stride() else NotImplemented
 
 
 def in_place(x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -56,6 +63,24 @@ def binary_in_place(x: Tensor, y: Any, **kwargs: Any) -> Any:
     """An in-place op of a tensor and a number, or a tensor that broadcasts to it."""
     result = binary(x, y)
     return x if result is not NotImplemented and result.shape == x.shape else NotImplemented
+
+
+def where(condition: Tensor, x: Tensor, y: Tensor) -> Any:
+    """``where``."""
+    plain = condition.dtype == torch.bool and condition.is_meta and condition.is_contiguous()
+    shape = broadcast(x.shape, y.shape) if plain and _same(x, y) else None
+    shape = None if shape is None else broadcast(condition.shape, shape)
+    return NotImplemented if shape is None else _new(x, shape)
+
+
+def comparison(x: Any, y: Any, **kwargs: Any) -> Any:
+    """A comparison of a contiguous tensor of any type and a number, or another such tensor."""
+    if not (isinstance(x, Tensor) and x.is_meta and x.is_contiguous()):
+        return NotImplemented
+    if not isinstance(y, Tensor):
+        return torch.empty(x.shape, dtype=torch.bool, device="meta")
+    shape = broadcast(x.shape, y.shape) if y.is_meta and y.is_contiguous() else None
+    return NotImplemented if shape is None else torch.empty(shape, dtype=torch.bool, device="meta")
 
 
 def broadcast(a: Sequence[int], b: Sequence[int]) -> Sequence[int] | None:
@@ -139,8 +164,8 @@ def softmax(x: Tensor, dim: int, half_to_float: bool) -> Any:
 def batch_norm(
     x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *options: float
 ) -> Any:
-    """``native_batch_norm`` with running statistics: the result and two vectors of statistics."""
-    if training or x.dim() < 2 or not _same(x, weight, bias, mean, variance):
+    """``native_batch_norm``: the result and two vectors of statistics."""
+    if x.dim() < 2 or not _same(x, weight, bias, mean, variance):
         return NotImplemented
     given = [t for t in (weight, bias, mean, variance) if t is not None]
     if any(t.shape != (x.shape[1],) for t in given):
@@ -163,6 +188,31 @@ def layer_norm(x: Tensor, shape: Sequence[int], weight: Any, bias: Any, eps: flo
     return _new(x, x.shape), _new(x, statistics), _new(x, statistics)
 
 
+def group_norm(
+    x: Tensor, weight: Any, bias: Any, batch: int, channels: int, rest: int, groups: int, eps: float
+) -> Any:
+    """``native_group_norm``: the result, and the statistics per sample and group."""
+    given = [t for t in (weight, bias) if t is not None]
+    if not _same(x, *given) or channels % groups or x.numel() != batch * channels * rest:
+        return NotImplemented
+    if any(t.shape != (channels,) for t in given):
+        return NotImplemented
+    return _new(x, x.shape), _new(x, (batch, groups)), _new(x, (batch, groups))
+
+
+def resized(x: Tensor, size: Sequence[int], *options: Any) -> Any:
+    """An interpolation to `size`."""
+    if x.dim() != len(size) + 2 or not x.numel() or min(size) <= 0:
+        return NotImplemented
+    shape = (*x.shape[:2], *size)
+    if _same(x):
+        return _new(x, shape)
+    last = torch.channels_last
+    if not (x.is_meta and x.dim() == 4 and x.is_contiguous(memory_format=last)):
+        return NotImplemented
+    return torch.empty(shape, dtype=x.dtype, device="meta", memory_format=last)
+
+
 def addmm(bias: Tensor, a: Tensor, b: Tensor, **scales: Any) -> Any:
     """``bias + a @ b``; b is mostly a transposed weight, which is not contiguous."""
     fits = a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0] and bias.shape == (b.shape[1],)
@@ -179,12 +229,25 @@ def _overloads(names: str, *overloads: str) -> list[Any]:
 KERNELS: Mapping[Any, Kernel] = MappingProxyType(
     {
         **dict.fromkeys(
-            _overloads("gelu hardtanh hardswish silu hardsigmoid leaky_relu sigmoid rsqrt roll"),
+            _overloads(
+                "gelu hardtanh hardswish silu hardsigmoid leaky_relu sigmoid rsqrt roll relu elu "
+                "mish softplus clamp clamp_min square"
+            ),
             elementwise,
         ),
         **dict.fromkeys(
-            _overloads("hardtanh_ hardswish_ silu_ hardsigmoid_ leaky_relu_ sigmoid_"), in_place
+            _overloads("hardtanh_ hardswish_ silu_ hardsigmoid_ leaky_relu_ sigmoid_ relu_"),
+            in_place,
         ),
+        **dict.fromkeys(_overloads("gt ge lt le eq ne", "Tensor", "Scalar"), comparison),
+        **dict.fromkeys(_overloads("logical_and logical_or"), comparison),
+        **dict.fromkeys(_overloads("maximum minimum"), binary),
+        **dict.fromkeys(
+            _overloads("upsample_linear1d upsample_bilinear2d upsample_bicubic2d"), resized
+        ),
+        aten.upsample_trilinear3d.default: resized,
+        aten.where.self: where,
+        aten.rsub.Scalar: binary,
         **dict.fromkeys(_overloads("add sub mul div", "Tensor", "Scalar"), binary),
         **dict.fromkeys(_overloads("add_ sub_ mul_ div_", "Tensor"), binary_in_place),
         aten.mean.dim: mean,
@@ -192,9 +255,10 @@ KERNELS: Mapping[Any, Kernel] = MappingProxyType(
         aten.convolution.default: convolution,
         aten._safe_softmax.default: safe_softmax,
         aten.pow.Tensor_Scalar: elementwise,
-        aten._softmax.default: softmax,
+        **dict.fromkeys(_overloads("_softmax _log_softmax"), softmax),
         aten.native_batch_norm.default: batch_norm,
         aten.native_layer_norm.default: layer_norm,
+        aten.native_group_norm.default: group_norm,
         aten.addmm.default: addmm,
     }
 )
@@ -206,3 +270,15 @@ def run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     kernel = KERNELS.get(func)
     result = NotImplemented if kernel is None else kernel(*args, **kwargs)
     return func(*args, **kwargs) if result is NotImplemented else result
+
+
+class MetaKernels(TorchDispatchMode):
+    """Runs ops on meta tensors by the kernels of this module."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return run(func, args, kwargs or {})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,6 +19,13 @@ aten = torch.ops.aten
 SHAPES = st.lists(st.integers(1, 4), min_size=2, max_size=4).map(tuple)
 
 
+TWO_TENSORS = (
+    *(aten.logical_and.default, aten.logical_or.default),
+    *(aten.maximum.default, aten.minimum.default),
+    *(getattr(aten, name).Tensor for name in ("gt", "ge", "lt", "le", "eq", "ne")),
+)
+
+
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
@@ -25,6 +34,20 @@ def arguments(func: Any, shape: Sequence[int]) -> list[tuple[Any, ...]]:
     """Calls that the kernel of `func` is meant for."""
     x, channels = meta(*shape), [meta(shape[1]) for _ in range(4)]
     special: dict[Any, list[tuple[Any, ...]]] = {
+        aten.clamp_min.default: [(x, 0), (x, 0.5)],
+        aten.clamp.default: [(x, 0, 1), (x, None, 0.5)],
+        aten.rsub.Scalar: [(x, 1), (x, 0.5)],
+        aten._log_softmax.default: [(x, -1, False)],
+        aten.where.self: [
+            (x > 0, x, x),
+            (meta(shape[-1]) > 0, x, meta(1)),
+            (x > 0, meta(1), meta(shape[-1])),
+        ],
+        aten.native_group_norm.default: group_norms(shape),
+        aten.upsample_linear1d.default: [(meta(2, 3, 4), [7], False)],
+        aten.upsample_bilinear2d.default: [(meta(*shape[:2], 4, 1), [7, 2], False)],
+        aten.upsample_bicubic2d.default: [(meta(*shape[:2], 1, 3), [2, 5], True)],
+        aten.upsample_trilinear3d.default: [(meta(*shape[:2], 2, 1, 3), [2, 5, 4], True)],
         aten.roll.default: [(x, [1], [0])],
         aten.pow.Tensor_Scalar: [(x, 2), (x, 0.5)],
         aten._softmax.default: [(x, -1, False)],
@@ -44,11 +67,23 @@ def arguments(func: Any, shape: Sequence[int]) -> list[tuple[Any, ...]]:
     }
     if func._schema.overload_name == "Scalar":
         return [(x, 2), (x, 0.5)]
+    if func in TWO_TENSORS:
+        return [(x, meta(*shape)), (x, meta(shape[-1])), (meta(1), x)]
     if func._schema.overload_name == "Tensor":
         smaller = [(x, meta(*shape)), (x, meta(shape[-1])), (x, meta(1)), (x, 2), (x, 0.5)]
         larger = [(meta(shape[-1]), x), (meta(shape[0], *[1] * len(shape[1:])), x)]
         return smaller if func._schema.is_mutable else smaller + larger
     return special.get(func, [(x,)])
+
+
+def group_norms(shape: Sequence[int]) -> list[tuple[Any, ...]]:
+    """Calls of ``native_group_norm`` with one group, and with one per channel."""
+    batch, channels, *size = shape
+    rest, affine = math.prod(size), (meta(channels), meta(channels))
+    return [
+        (meta(*shape), *affine, batch, channels, rest, 1, 1e-5),
+        (meta(*shape), None, None, batch, channels, rest, channels, 1e-5),
+    ]
 
 
 def convolutions(shape: Sequence[int]) -> list[tuple[Any, ...]]:
@@ -100,8 +135,33 @@ NOT_APPLICABLE = [
     (aten.mul.Tensor, (meta(3, 2).t(), 2)),  # strides are kept
     (aten.add.Tensor, (meta(2, 3, dtype=torch.int64), 0.5)),
     (aten._softmax.default, (meta(2, 3), 1, True)),
-    (aten.native_batch_norm.default, (meta(2, 3), *[meta(3)] * 4, True, 0.1, 1e-5)),
+    (aten.gelu.default, (meta(1, 3).expand(2, 3),)),
+    (aten.clamp.default, (meta(2, 3, dtype=torch.int64), 0)),
+    (aten.gt.Tensor, (meta(3, 2).t(), meta(2, 3))),
+    (aten.where.self, (meta(2, 3) > 0, meta(2, 3), WIDE)),
 ]
+
+
+@pytest.mark.parametrize("order", [(0, 2, 1), (2, 0, 1), (1, 2, 0)])
+def test_dense_tensors_keep_their_strides(order: tuple[int, ...]) -> None:
+    x = meta(2, 3, 4).permute(order)
+    assert described(meta_kernels.elementwise(x)) == described(aten.gelu.default(x))
+
+
+def test_the_mode_runs_composite_functions_by_kernels() -> None:
+    q, k, mask = meta(2, 4, 5, 6), meta(2, 4, 7, 6), meta(5, 7) > 0
+    images = meta(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    calls: list[Callable[[], Tensor]] = [
+        lambda: F.scaled_dot_product_attention(q, k, k, attn_mask=mask),
+        lambda: F.batch_norm(meta(2, 3, 4), None, None, training=True),
+        lambda: F.interpolate(images, scale_factor=2, mode="bilinear"),
+        lambda: F.adaptive_avg_pool2d(images, 1),
+        lambda: F.layer_norm(images.permute(0, 2, 3, 1), (3,)),
+    ]
+    for call in calls:
+        with meta_kernels.MetaKernels():
+            found = call()
+        assert described(found) == described(call())
 
 
 @pytest.mark.parametrize(("func", "args"), NOT_APPLICABLE)

@@ -21,6 +21,7 @@ from fxprune.capture.records import Attr, Capture, Record, Ref
 from fxprune.capture.sizes import Log, SizeFloat, SizeInt, plain, size_of, sized
 from fxprune.capture.targets import CONSTRUCTORS, RANDOM, as_documented, mutates, target_of
 from fxprune.errors import TraceError
+from fxprune.meta_kernels import MetaKernels
 
 
 class Recorder(TorchFunctionMode):
@@ -230,8 +231,7 @@ class Recorder(TorchFunctionMode):
     def execute(self, func: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Run a torch function on meta tensors, by its shape rule where there is one."""
         with torch._C.DisableTorchFunction():
-            result = shapes.of_function(func, args, kwargs)
-            return func(*args, **kwargs) if result is None else result
+            return shapes.of_function(func, args, kwargs)
 
     def apply(self, cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
         """What `cls.apply(*args)` does during capture."""
@@ -293,7 +293,8 @@ class Recorder(TorchFunctionMode):
         with self.paused():
             result = shapes.of_module(base, module, run, run_kwargs)
             if result is None:
-                result = module.forward(*run, **run_kwargs)
+                with MetaKernels():
+                    result = module.forward(*run, **run_kwargs)
         if not _has_tensor(result):
             return result
         rec, rec_kwargs = tuple(p[0] for p in pairs), {k: p[0] for k, p in named.items()}

@@ -1,7 +1,7 @@
 """Output shapes by formula, for operations whose meta kernels are slow Python decompositions.
 
-A rule returns None where it does not apply (other layouts, dtypes, arguments); the real meta
-kernel then runs, and raises if the sizes do not fit.
+A rule returns None where it does not apply (other layouts, dtypes, arguments); then the operation
+itself runs on meta, and raises if the sizes do not fit.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from fxprune.meta_kernels import MetaKernels
 
 Rule = Callable[..., Any]
 FUNCTIONS: dict[Any, Rule] = {}
@@ -203,11 +205,31 @@ FUNCTIONS.update(dict.fromkeys((Tensor.add, Tensor.mul, Tensor.sub, Tensor.div),
 FUNCTIONS.update(dict.fromkeys((Tensor.add_, Tensor.mul_), _binary_in_place))
 FUNCTIONS[torch.cat] = _cat
 
+DECOMPOSED = frozenset(
+    {
+        torch.batch_norm, F.batch_norm, F.group_norm, F.layer_norm, F.instance_norm, F.interpolate,
+        F.scaled_dot_product_attention, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d,
+        F.adaptive_avg_pool3d, F.gelu, F.relu, F.silu, F.hardswish, F.softplus, F.mish, F.normalize,
+        torch.add, torch.sub, torch.mul, torch.div, torch.mean, torch.sigmoid, torch.clamp,
+        torch.where, torch.logical_and, Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.mean,
+        Tensor.pow, Tensor.clamp, Tensor.relu, Tensor.gt, Tensor.ge, Tensor.lt, Tensor.le,
+        Tensor.eq, Tensor.ne, Tensor.sigmoid,
+    }
+)  # fmt: skip
+"""Functions that run several ops of `fxprune.meta_kernels`, or one that torch decomposes."""
+
 
 def of_function(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The result of a torch function, by formula; None where there is none."""
+    """The result of a torch function on meta, by formula where there is one."""
     rule = FUNCTIONS.get(func)
-    return rule(*args, **kwargs) if rule is not None and _accepts(rule, tuple(kwargs)) else None
+    if rule is not None and _accepts(rule, tuple(kwargs)):
+        result = rule(*args, **kwargs)
+        if result is not None:
+            return result
+    if func not in DECOMPOSED:
+        return func(*args, **kwargs)
+    with MetaKernels():
+        return func(*args, **kwargs)
 
 
 @functools.cache
