@@ -230,6 +230,8 @@ _BY_NAME: Mapping[str, Row] = MappingProxyType(
         "sigmoid": _gate(torch.sigmoid),
         "hardsigmoid": _gate(F.hardsigmoid),
         "softmax": _softmax,
+        "_softmax.default": _softmax,  # as recorded inside modules
+        "_safe_softmax.default": _softmax,
         "glu": _glu,
         "scaled_dot_product_attention": _attention,
         "multi_head_attention_forward": _multi_head_attention,

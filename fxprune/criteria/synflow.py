@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -20,6 +20,9 @@ from fxprune.meta import unpacked
 from fxprune.ranking import lowest, removal_order
 from fxprune.roles import roles_of
 from fxprune.schedules import exponential
+from fxprune.statistics.execution import ProbedRun
+from fxprune.statistics.probes import GradientProbe, MaskGradients
+from fxprune.statistics.reads import Read, find_reads
 from fxprune.walks import named_tensors
 
 
@@ -40,20 +43,27 @@ class SynapticFlow:
                 tensor.requires_grad_(False)
                 tensor.copy_(torch.zeros_like(tensor) if name in biases else tensor.abs())
         self.device = next((t.device for t in self.tensors.values()), torch.device("cpu"))
+        self.analysis = analysis
+        self.reads = tuple(_reads_without_weights(analysis))
 
     def scores(self, groups: Iterable[Group]) -> dict[str, Tensor]:
         """The flow m dR/dm, m a factor on a unit's reads: the sum of w dR/dw over its consumers.
 
-        Where no weight reads a group, as where queries meet keys, the mean over its other weights.
-        Raises AnalysisError if R overflows.
+        Where no weight reads a group, as where queries meet keys, the factor is on one operand of
+        what reads it. Raises AnalysisError if R overflows.
         """
-        total, products = self._flows()
+        total, products, reads = self._flows()
         if not bool(torch.isfinite(total)):
             raise AnalysisError(
                 f"SynFlow: the sum of the outputs is {float(total)}, too large for float64. The "
                 "network is too deep or its weights are too large; use another criterion."
             )
-        return {group.name: _read(group, products) for group in groups}
+        return {
+            group.name: reads[group.name].reshape(group.shape)
+            if group.name in reads
+            else _consumed(group, products)
+            for group in groups
+        }
 
     def total(self) -> float:
         """R, the sum of the outputs."""
@@ -71,14 +81,16 @@ class SynapticFlow:
                 gone = member.spread(removed, group, fill=False, rank=tensor.dim())
                 tensor.masked_fill_(gone.to(tensor.device), 0)
 
-    def _flows(self) -> tuple[Tensor, dict[str, Tensor]]:
+    def _flows(self) -> tuple[Tensor, dict[str, Tensor], Mapping[str, Tensor]]:
+        """R; w dR/dw by parameter; and the flows at `self.reads` by group."""
         parameters = dict(self.graph.named_parameters())
         leaves = [p for p in parameters.values() if p.is_floating_point()]
+        flows = MaskGradients(self._tables(), None)
         for leaf in leaves:
             leaf.requires_grad_(True)
         try:
             with torch.enable_grad(), Linearized():
-                outputs = self.graph(*self._ones())
+                outputs = self._run(flows)
             found = [leaf for leaf in tree_leaves(unpacked(outputs)) if isinstance(leaf, Tensor)]
             total = sum((t.sum() for t in found if t.is_floating_point()), torch.tensor(0.0))
             if not total.requires_grad:
@@ -88,9 +100,32 @@ class SynapticFlow:
             for leaf in leaves:
                 leaf.requires_grad_(False)
         known = {id(leaf): g for leaf, g in zip(leaves, gradients, strict=True) if g is not None}
-        return total.detach(), {
+        products = {
             name: (p * known[id(p)]).detach() for name, p in parameters.items() if id(p) in known
         }
+        return total.detach(), products, flows.tables
+
+    def _tables(self) -> dict[str, Tensor]:
+        """Zeros for the flows of the groups that no weight reads."""
+        parts = {part.group.name: part for read in self.reads for part in read.parts}
+        return {
+            name: torch.zeros(1, part.group.slots, dtype=torch.float64, device=self.device)
+            for name, part in parts.items()
+        }
+
+    def _run(self, flows: MaskGradients) -> object:
+        """The graph's output on ones, with a probe at each of `self.reads`."""
+        if not self.reads:
+            return self.graph(*self._ones())
+        anchor = torch.zeros((), device=self.device, requires_grad=True)
+
+        def probe(read: Read, x: Tensor, weight: Tensor | None) -> Tensor:
+            probed: Tensor = GradientProbe.apply(x, anchor, flows.sink(read))  # type: ignore
+            return probed
+
+        graph, propagation = self.analysis.traced.graph, self.analysis.propagation
+        runner = ProbedRun(self.graph, graph, propagation, self.reads, probe)
+        return runner.run(*self._ones(), enable_io_processing=False)
 
     def _ones(self) -> list[object]:
         """The inputs: ones wherever the examples have numbers."""
@@ -105,14 +140,28 @@ class SynapticFlow:
         return [tree_map(one, node.meta["val"]) for node in nodes]
 
 
-def _read(group: Group, products: Mapping[str, Tensor]) -> Tensor:
-    """One side of the group's flow: what its consumers read, or what its producers make."""
-    known = [member for member in group.members if member.parameter in products]
-    for role in ("consumer", "producer", "norm"):
-        parts = [m.reduce(products[m.parameter], group) for m in known if m.role == role]
-        if parts:
-            return torch.stack(parts).sum(0) / (1 if role == "consumer" else len(parts))
-    return torch.zeros(group.shape, dtype=torch.float64)
+def _consumed(group: Group, products: Mapping[str, Tensor]) -> Tensor:
+    """What the group's consumers read: zero where R does not depend on them."""
+    total = torch.zeros(group.shape, dtype=torch.float64)
+    for member in group.members:
+        if member.role == "consumer" and member.parameter in products:
+            total = total + member.reduce(products[member.parameter], group).cpu()
+    return total
+
+
+def _reads_without_weights(analysis: Analysis) -> Iterator[Read]:
+    """The reads of groups without consumers, such as head dimensions where queries meet keys."""
+    groups = {group.name: group for group in analysis.groups}
+    alone = {
+        name
+        for name, group in groups.items()
+        if all(member.role != "consumer" for member in group.members)
+    }
+    if alone:
+        for read in find_reads(analysis.propagation, analysis.grouped, 1, 0):
+            own = tuple(part for part in read.parts if part.group.name in alone)
+            if own:
+                yield replace(read, parts=own)
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,36 @@ def test_scores_are_the_derivatives_by_factors_on_the_reads(seed: int) -> None:
         assert_same(scores, expected[name], total.item())
 
 
+class Bilinear(nn.Module):
+    """Tokens that meet as queries and keys: no weight reads the dimensions of a query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(5, 4), nn.Linear(5, 4)
+        self.value, self.head = nn.Linear(5, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.query(x) @ self.key(x).mT @ self.value(x))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_where_no_weight_reads_a_unit_one_operand_has_the_factor(seed: int) -> None:
+    model = randomized(Bilinear(), seed)
+    analysis = analyzed(model, torch.randn(1, 6, 5))
+    query, key, value, head = (
+        model.get_parameter(f"{name}.weight").detach().double().abs()
+        for name in ("query", "key", "value", "head")
+    )
+    x, mask = torch.ones(1, 6, 5, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+    mask.requires_grad_()
+    total = ((x @ query.T * mask) @ (x @ key.T).mT @ (x @ value.T) @ head.T).sum()
+    (expected,) = torch.autograd.grad(total, mask)
+    scores = SynapticFlow(analysis).scores(analysis.groups)
+    assert set(scores) == {"query.weight:0", "value.weight:0"}
+    assert_same(scores["query.weight:0"], expected, total.item())
+    assert_same(scores["query.weight:0"].sum(), total.detach(), total.item())
+
+
 def one_by_one(analysis: Analysis) -> list[tuple[str, int]]:
     """The order in which units go if all flows are computed again after every removal."""
     flow, order = SynapticFlow(analysis), []
