@@ -14,7 +14,7 @@ from fxprune.checkpoint import ClassNeededWarning, load, save
 from fxprune.costs import Amounts, Cost, cost, savings
 from fxprune.coverage import Coverage
 from fxprune.criteria import Criterion
-from fxprune.drivers import PruneReport, PruneResult, prune
+from fxprune.drivers import PruneResult, prune
 from fxprune.equivalence import EquivalenceReport, verify
 from fxprune.errors import (
     AnalysisError,
@@ -27,7 +27,9 @@ from fxprune.errors import (
     VerifyError,
 )
 from fxprune.groups import Group, Member
+from fxprune.pictures import dot, plot, svg
 from fxprune.plans import PruningPlan
+from fxprune.reports import PruneReport
 from fxprune.rewriter import rewrite
 from fxprune.statistics import Statistics
 
@@ -59,13 +61,16 @@ __all__ = [
     "VerifyError",
     "analyze",
     "cost",
+    "dot",
     "load",
     "plan",
+    "plot",
     "prune",
     "rewrite",
     "save",
     "savings",
     "score",
+    "svg",
     "trace",
     "verify",
 ]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from tabulate import tabulate
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
 
 from fxprune.allocation import Budget, Limits, plan
@@ -17,71 +15,9 @@ from fxprune.capture import trace
 from fxprune.criteria import Criterion
 from fxprune.groups import Group
 from fxprune.plans import PruningPlan
+from fxprune.reports import PruneReport, build_report
 from fxprune.rewriter import rewrite
 from fxprune.statistics import Labels, Loss, Statistics
-
-
-@dataclass(frozen=True)
-class GroupRow:
-    """What happened to one group: its units, and the parameter entries that its units own.
-
-    Entries that two groups share, as a convolution's input and output channels do, count in both.
-    """
-
-    name: str
-    contexts: int
-    units_before: int
-    units_after: int
-    parameters_before: int
-    parameters_after: int
-    maskable: bool
-
-
-@dataclass(frozen=True, repr=False)
-class PruneReport:
-    """What pruning changed; print it to read it.
-
-    groups             one row per prunable group, also for those that lost nothing
-    frozen             number of groups that may not be pruned
-    parameters_before  number of parameter entries of the original, tied ones counted once
-    parameters_after   the same of the pruned module
-    """
-
-    groups: tuple[GroupRow, ...]
-    frozen: int
-    parameters_before: int
-    parameters_after: int
-
-    def __str__(self) -> str:
-        cut = [row for row in self.groups if row.units_after < row.units_before]
-        after, before = self.parameters_after, self.parameters_before
-        share = f" ({after / before:.1%})" if before else ""
-        total = (
-            f"{len(cut)} of {len(self.groups)} prunable groups are smaller; {self.frozen} groups "
-            f"are frozen.\nParameters: {before:,} -> {after:,}{share}."
-        )
-        if not cut:
-            return f"NOTHING WAS PRUNED.\n{total}"
-        rows = [
-            (
-                row.name,
-                f"{row.contexts} x " * (row.contexts > 1) + f"{row.units_before}",
-                f"{row.contexts} x " * (row.contexts > 1) + f"{row.units_after}",
-                f"{row.parameters_before:,}",
-                f"{row.parameters_after:,}",
-                "yes" if row.maskable else "no",
-            )
-            for row in cut
-        ]
-        columns = ("group", "units", "kept", "parameters", "after", "maskable")
-        align = ("left", "right", "right", "right", "right", "left")
-        return f"{tabulate(rows, columns, colalign=align, disable_numparse=True)}\n{total}"
-
-    def __repr__(self) -> str:
-        return (
-            f"PruneReport({len(self.groups)} groups, "
-            f"{self.parameters_before} -> {self.parameters_after} parameters)"
-        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -151,38 +87,3 @@ def prune(
     )
     module = rewrite(traced, chosen)
     return PruneResult(module, chosen, analysis, build_report(analysis, chosen, module))
-
-
-def build_report(analysis: Analysis, chosen: PruningPlan, pruned: nn.Module) -> PruneReport:
-    """Compare the analysed graph with the module that a plan made of it."""
-    masks = chosen.masks()
-    names = {name for name, _ in analysis.traced.named_parameters()}
-    return PruneReport(
-        groups=tuple(_row(group, chosen, masks, names) for group in analysis.groups),
-        frozen=len(analysis.frozen),
-        parameters_before=sum(p.numel() for p in analysis.traced.parameters()),
-        parameters_after=sum(p.numel() for p in pruned.parameters()),
-    )
-
-
-def _row(
-    group: Group, chosen: PruningPlan, masks: Mapping[str, Tensor], names: Set[str]
-) -> GroupRow:
-    owned: dict[str, Tensor] = {}
-    every = torch.ones(group.shape, dtype=torch.bool)
-    for member in group.members:
-        if member.parameter in names:  # buffers are no parameters
-            shape = chosen.shapes[member.parameter]
-            mine = member.spread(every, group, fill=False, rank=len(shape)).expand(shape)
-            known = owned.get(member.parameter)
-            owned[member.parameter] = mine if known is None else known | mine
-    left = [mask & masks[name] if name in masks else mask for name, mask in owned.items()]
-    return GroupRow(
-        name=group.name,
-        contexts=group.contexts,
-        units_before=group.size,
-        units_after=int(chosen.kept(group).shape[-1]),
-        parameters_before=sum(int(mask.sum()) for mask in owned.values()),
-        parameters_after=sum(int(mask.sum()) for mask in left),
-        maskable=group.maskable,
-    )

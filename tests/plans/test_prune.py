@@ -106,8 +106,11 @@ def test_the_report_counts_what_is_there(model: nn.Module) -> None:
     for row in report.groups:
         assert (f"\n{row.name} " in text) == (row.units_after < row.units_before)
     # 288 weights and 8 biases of the grouped convolution, 16 of the norm, 64 columns of expand.
-    assert "grouped.weight:0 2 x 4 2 x 2 376 100 yes" in " ".join(text.split())
-    assert f"Parameters: {report.parameters_before:,} -> {report.parameters_after:,} (" in text
+    grouped = next(row for row in report.groups if row.name == "grouped.weight:0")
+    assert (grouped.parameters_before, grouped.parameters_after) == (376, 100)
+    flat = " ".join(text.split())
+    assert "grouped.weight:0 2 x 4 2 x 2 376 → 100 " in flat
+    assert f"parameters {report.parameters_before:,} {report.parameters_after:,} " in flat
 
 
 def test_the_rows_of_a_chain() -> None:
@@ -118,11 +121,16 @@ def test_the_rows_of_a_chain() -> None:
     assert (row.units_before, row.units_after) == (4, 2)
     assert (row.parameters_before, row.parameters_after) == (24, 12)
     assert str(result.report).splitlines() == [
-        "group         units    kept    parameters    after  maskable",
-        "----------  -------  ------  ------------  -------  ----------",
-        "0.weight:0        4       2            24       12  yes",
+        "group         units    kept    parameters     MACs    bytes  maskable",
+        "----------  -------  ------  ------------  -------  -------  ----------",
+        "0.weight:0        4       2       24 → 12  20 → 10  32 → 16  yes",
         "1 of 1 prunable groups are smaller; 2 groups are frozen.",
-        "Parameters: 26 -> 14 (53.8%).",
+        "",
+        "network             before    after    left",
+        "----------------  --------  -------  ------",
+        "parameters              26       14   53.8%",
+        "MACs                    20       10   50.0%",
+        "activation bytes        40       24   60.0%",
     ]
     assert repr(result).startswith("PruneResult(PruningPlan('magnitude', sparsity=0.5")
 
