@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from fxprune.analysis import Analysis
@@ -80,5 +80,10 @@ class Passes:
         """The model's output, with a probe at each of the reads."""
         graph, propagation = self.analysis.traced.graph, part.sized.propagation
         runner = ProbedRun(module, graph, propagation, reads, probe)
-        values = [v.clone() if isinstance(v, Tensor) else v for v in part.values]
-        return runner.run(*values, enable_io_processing=False)
+        return run_on(runner, part)
+
+
+def run_on(runner: fx.Interpreter, part: Part) -> Any:
+    """What the runner's graph returns for a part of the data, which stays as it is."""
+    values = [v.clone() if isinstance(v, Tensor) else v for v in part.values]
+    return runner.run(*values, enable_io_processing=False)

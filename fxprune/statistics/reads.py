@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from fxprune.axes import Atom, Axis, find, leaves
+from fxprune.axes import Atom, leaves
 from fxprune.grouping import Grouped, make_members
 from fxprune.groups import Group, Member
 from fxprune.propagate import Propagation, Record, TensorAxes
 from fxprune.roles import BIAS_ARGUMENTS
 from fxprune.rules.base import Kind, Layout
 from fxprune.statistics.origins import Origins
+from fxprune.statistics.samples import SampleMaps, same_sample
 from fxprune.unit_maps import UnitMaps
 
 
@@ -132,24 +133,12 @@ class _Finder:
     def __init__(
         self, propagation: Propagation, grouped: Grouped, samples: int, batch_dim: int
     ) -> None:
-        self.propagation, self.grouped, self.count = propagation, grouped, samples
+        self.propagation, self.grouped = propagation, grouped
         self.maps = UnitMaps()
         self.groups = {group.name: group for group in grouped.free}
-        self.batches = self._batch_axes(batch_dim)
+        self.samples = SampleMaps(propagation, samples, batch_dim, self.maps)
         self.computed = _computed(propagation)
         self.origins = Origins(propagation)
-
-    def _batch_axes(self, dim: int) -> list[Axis]:
-        """The axes of the samples; inputs that never meet have one each."""
-        found: dict[int, Axis] = {}
-        for node, stated in self.propagation.nodes.items():
-            if node.op == "placeholder" and self.count > 1:
-                for leaf in tree_leaves(stated):
-                    if isinstance(leaf, TensorAxes) and len(leaf.axes) > dim:
-                        axis = find(leaf.axes[dim])
-                        if axis.size == self.count:
-                            found[id(axis)] = axis
-        return list(found.values())
 
     def reads(self) -> Iterator[Read]:
         for record in self.propagation.records:
@@ -188,12 +177,12 @@ class _Finder:
         source, samples = self.origins.source_of(operand.key, record), operand.samples
         if source is not None:
             axes: Layout = self.propagation.nodes[source].axes
-            own, apart = _dims_with(axes, held), self._samples(axes)
+            own, apart = _dims_with(axes, held), self.samples.of(axes)
             if len(own) == len(dims) and (apart is None) == (samples is None):
                 layout, dims, samples = axes, own, apart
             else:
                 source = None
-        known = _same_sample(layout) if samples is None else samples
+        known = same_sample(layout) if samples is None else samples
         parts = tuple(
             Part(self.groups[group], member, known)
             for group, member in self._members(layout, dims, held)
@@ -225,33 +214,6 @@ class _Finder:
         )
         return Weight(key, dict(self._members(layout, dims[-1:], own)))
 
-    def _samples(self, layout: Layout) -> Tensor | None:
-        """Which sample each index belongs to; None if nothing says so."""
-        if self.count == 1:
-            return _same_sample(layout)
-        for batch in self.batches:
-            found = self._samples_by(layout, batch)
-            if found is not None:
-                return found
-        return None
-
-    def _samples_by(self, layout: Layout, batch: Axis) -> Tensor | None:
-        total = _same_sample(layout)
-        stride = batch.size
-        for atom in leaves(batch):
-            if atom.size == 1:
-                continue
-            stride //= atom.size
-            places = [d for d, axis in enumerate(layout) if atom in leaves(axis)]
-            maps = [self.maps.of(layout[d], {atom.key: 0}) for d in places]
-            if len(maps) != 1 or len(maps[0]) != 1:
-                return None
-            shape = [1] * len(layout)
-            shape[places[0]] = -1
-            index = maps[0][0].reshape(shape)
-            total = torch.where((total < 0) | (index < 0), -1, total + index * stride)
-        return total if bool((total >= 0).all()) else None
-
     def _members(
         self, layout: Layout, dims: Sequence[int], held: set[Atom]
     ) -> Iterator[tuple[str, Member]]:
@@ -276,7 +238,7 @@ class _Operand:
         self.record, self.name, self.layout = record, name, layout
         self.key = id(record.call.arguments[name])
         self.computed = self.key in finder.computed
-        self.samples = finder._samples(layout)
+        self.samples = finder.samples.of(layout)
 
 
 def _computed(propagation: Propagation) -> frozenset[int]:
@@ -292,10 +254,6 @@ def _computed(propagation: Propagation) -> frozenset[int]:
         if any(key in found for key, _ in record.inputs):
             found.update(record.outputs)
     return frozenset(found)
-
-
-def _same_sample(layout: Layout) -> Tensor:
-    return torch.zeros([1] * len(layout), dtype=torch.int64)
 
 
 def _disjoint(members: Sequence[Member]) -> Iterator[Member]:

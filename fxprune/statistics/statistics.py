@@ -16,6 +16,13 @@ from fxprune.statistics.gradients import (
     parameter_gradients,
     squared_gradients,
 )
+from fxprune.statistics.kronecker import (
+    Bases,
+    KroneckerFactors,
+    Positions,
+    kronecker_factors,
+    kronecker_moments,
+)
 from fxprune.statistics.mask_gradients import mask_gradients
 from fxprune.statistics.moments import Activations, activations
 from fxprune.statistics.objective import Labels, Loss, Objective
@@ -69,6 +76,7 @@ class Statistics:
         self._version = self._versions()
         self._param_grads: dict[float, Mapping[str, Tensor]] = {}
         self._gradient_flow: dict[float, Mapping[str, Tensor]] = {}
+        self._kronecker: dict[tuple[Positions, bool, int], Mapping[str, KroneckerFactors]] = {}
 
     @property
     def analysis(self) -> Analysis:
@@ -160,6 +168,40 @@ class Statistics:
             found = self.hvp(self.param_grads(temperature), temperature)
             self._gradient_flow[temperature] = found
         return self._gradient_flow[temperature]
+
+    def kronecker(
+        self, positions: Positions = "expanded", fold: bool = False, memory: int = 1 << 29
+    ) -> Mapping[str, KroneckerFactors]:
+        """The Kronecker factors S ⊗ A of the Fisher information of every layer, by its name.
+
+        Layers are linear layers and convolutions, also where a linear function reads rows of a
+        parameter. With labels="model" it is the Fisher information, else the empirical one.
+
+        positions  "expanded": each position counts as a case of its own; "reduced": a sample's
+                   patches are averaged and its gradients summed first
+        fold       factors of the layers with the batch normalisation that follows folded into them
+        memory     bytes that each factor may take; of larger ones only blocks on the diagonal are
+                   kept, and a BlockDiagonalWarning says so
+        """
+        key = positions, fold, memory
+        if key not in self._kronecker:
+            self._check_version()
+            self._kronecker[key] = kronecker_factors(self._passes, positions, fold, memory)
+        return self._kronecker[key]
+
+    def kronecker_moments(self, bases: Bases, fold: bool = False) -> Mapping[str, Tensor]:
+        """E_n[(Q_Sᵀ ∂L_n/∂W Q_A)²] per layer, float64 [groups, columns of Q_S, of Q_A].
+
+        Exact, with one more pass over the data. Not cached.
+
+        bases  per layer Q_S [outputs, r] and Q_A, or [groups, ...] of them. Rows of Q_A are entries
+               of a patch with the constant (if the layer has a bias), or without it, or input
+               channels alone: then each kernel position is rotated alike, and the result has
+               r · kernel columns.
+        fold   as for `kronecker`
+        """
+        self._check_version()
+        return kronecker_moments(self._passes, bases, fold)
 
     def _versions(self) -> tuple[int, ...]:
         return tuple(tensor._version for tensor in self.analysis.parameters.values())

@@ -15,9 +15,11 @@ import torch.distributed as dist
 
 import fxprune
 from fxprune.criteria import CRITERIA, DataCriterion
+from fxprune.statistics.kronecker import Positions
 from tests.statistics.networks import Network, randomized
 
 NAMES = tuple(name for name, rule in CRITERIA.items() if isinstance(rule, DataCriterion))
+POSITIONS: tuple[Positions, ...] = ("expanded", "reduced")
 
 
 def results() -> dict[str, object]:
@@ -36,6 +38,12 @@ def results() -> dict[str, object]:
         found[name] = fxprune.score(analysis, name, statistics)
         found[f"{name} plan"] = fxprune.plan(analysis, name, 0.5, data=statistics).to_json()
     found["fisher_diag"] = dict(statistics.fisher_diag())
+    for positions in POSITIONS:
+        factors = statistics.kronecker(positions)
+        found[f"inputs {positions}"] = {name: one.inputs for name, one in factors.items()}
+        found[f"outputs {positions}"] = {name: one.outputs for name, one in factors.items()}
+    bases = {n: (one.outputs[0], one.inputs[0]) for n, one in statistics.kronecker().items()}
+    found["moments"] = dict(statistics.kronecker_moments(bases))
     return found
 
 

@@ -25,7 +25,7 @@ def test_two_processes_agree_bit_by_bit_and_with_one(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fxprune.LeftWholeWarning)
         alone = rank.results()
-    assert len(alone) == 2 * len(rank.NAMES) + 1
+    assert len(alone) == 2 * len(rank.NAMES) + 6
     assert first.keys() == second.keys() == alone.keys()
     for name, expected in alone.items():
         if isinstance(expected, str):
