@@ -13,7 +13,17 @@ from fxprune.capture import guards, leaves
 from fxprune.capture.canonicalize import canonicalize
 from fxprune.capture.chains import Shape
 from fxprune.capture.metacopy import Template
-from fxprune.capture.records import Attr, Capture, Expr, Mode, Rebuilt, Record, Ref, Spec
+from fxprune.capture.records import (
+    Attr,
+    Capture,
+    Expr,
+    Mode,
+    Precision,
+    Rebuilt,
+    Record,
+    Ref,
+    Spec,
+)
 from fxprune.capture.sizes import numel_of, plain, size_of
 from fxprune.capture.targets import LITERALS, mutates
 from fxprune.errors import TraceError
@@ -36,6 +46,7 @@ class Emitter:
         self.root: dict[str, Any] = {}
         self.first: fx.Node | None = None
         self.device: fx.Node | None = None
+        self.dtype: fx.Node | None = None
 
     # Values ------------------------------------------------------------------------------------
 
@@ -51,6 +62,8 @@ class Emitter:
             return self.by_mode(value)
         if isinstance(value, torch.device):
             return self.device_value(value)
+        if isinstance(value, Precision):
+            return self.precision()
         if isinstance(value, (tuple, list)):
             return type(value)(self.value(item) for item in value)
         if isinstance(value, dict):
@@ -117,6 +130,13 @@ class Emitter:
             self.device = self.graph.call_function(getattr, (self.first, "device"))
         return self.device
 
+    def precision(self) -> fx.Node:
+        """The dtype of the model's first floating tensor, so that graphs can be converted."""
+        if self.dtype is None:
+            name = next(n for n, t in self.template.tensors.items() if t.is_floating_point())
+            self.dtype = self.graph.call_function(getattr, (self.attribute(name), "dtype"))
+        return self.dtype
+
     # Records -----------------------------------------------------------------------------------
 
     def emit(self) -> None:
@@ -152,7 +172,10 @@ class Emitter:
 
     def literal(self, record: Record) -> fx.Node:
         """A tensor made from Python numbers becomes a buffer."""
-        kwargs = {k: plain(v) for k, v in record.kwargs.items()}
+        literal = self.template.dtype  # a buffer is converted with the model
+        kwargs = {
+            k: literal if isinstance(v, Precision) else plain(v) for k, v in record.kwargs.items()
+        }
         kwargs.setdefault("device", self.template.device)
         tensor = record.target(*record.args, **kwargs)
         taken = {*self.capture.constants, *self.root}

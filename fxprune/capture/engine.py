@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from fxprune.capture.lines import is_users
 from fxprune.capture.metacopy import Template, set_mode, template
 from fxprune.capture.modes import depends_on_mode, follow_modes
 from fxprune.capture.outputs import referenced
+from fxprune.capture.precision import follow_precision
 from fxprune.capture.recorder import Recorder, recording
 from fxprune.capture.records import Capture, Ref, TraceInfo
 from fxprune.errors import TraceError
@@ -70,9 +71,10 @@ def trace(model: Any, example_inputs: Any, dynamic: Dynamic | None = None) -> fx
         )
     inputs = bind(model, example_inputs)
     source = template(model, inputs.leaves[0].tensor.device)
-    base, again = _first(source, inputs)
+    base, compiling = _first(source, inputs)
+    again = partial(run, source, inputs, compiling)
     found = dims.search(inputs, base, again, dynamic)
-    capture = found.capture
+    capture = _any_precision(found.capture, source, inputs, compiling)
     notes: tuple[str, ...] = ()
     if depends_on_mode(source.modules, capture.reached):
         capture, notes = follow_modes(capture, lambda: again({}, training=True))
@@ -105,19 +107,31 @@ def _steps(found: dims.Found) -> dict[str, dict[int, int]]:
     return steps
 
 
-def _first(source: Template, inputs: Inputs) -> tuple[Capture, Callable[..., Capture]]:
-    """The capture at the example's sizes, and how to make one at other sizes.
+def _any_precision(capture: Capture, source: Template, inputs: Inputs, compiling: bool) -> Capture:
+    """The capture with dtype literals that follow the model's precision made to do so."""
+    dtype = source.dtype
+    if dtype is None:
+        return capture
+
+    def again(other: torch.dtype) -> Capture:
+        twins = source.converted(dtype, other), inputs.converted(dtype, other)
+        return run(*twins, compiling, {})
+
+    return follow_precision(capture, dtype, again)
+
+
+def _first(source: Template, inputs: Inputs) -> tuple[Capture, bool]:
+    """The capture at the example's sizes, and whether the model was told that it is compiled.
 
     A model that hears that it is being compiled leaves out what reads values: warnings, shortcuts
     for masks that hide nothing. Where that path fails, the one that eager mode takes is captured.
     """
-    compiled, eager = (partial(run, source, inputs, compiling) for compiling in (True, False))
     try:
-        return compiled({}), compiled
+        return run(source, inputs, True, {}), True
     except Exception as error:
         first = error
     try:
-        return eager({}), eager
+        return run(source, inputs, False, {}), False
     except Exception as error:
         found = next((e for e in (first, error) if isinstance(e, TraceError)), None)
         if found is not None:

@@ -57,6 +57,17 @@ class Inputs:
         rebound = inspect.BoundArguments(self.bound.signature, arguments)
         return rebound.args, rebound.kwargs
 
+    def converted(self, old: torch.dtype, new: torch.dtype) -> Inputs:
+        """The same inputs on meta, with tensors of one dtype in another one."""
+        values = (
+            _map_tensors(
+                value, name, (), lambda t, *_: t.to("meta", new if t.dtype == old else None)
+            )
+            for name, value in zip(self.names, self.values(), strict=True)
+        )
+        args, kwargs = self.call(list(values))
+        return replace(self, bound=self.bound.signature.bind(*args, **kwargs))
+
     def meta(self, sizes: Sizes) -> list[Any]:
         """The placeholders' values on meta, with other sizes where `sizes` gives them."""
         return [

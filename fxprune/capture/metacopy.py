@@ -7,7 +7,7 @@ import copy
 import functools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,16 @@ def meta_like(tensor: Tensor) -> Tensor:
         twin = nn.Parameter(twin, requires_grad=False)
         twin.__dict__.update(tensor.__dict__)
     return twin
+
+
+def _converted(twin: Tensor, dtype: torch.dtype) -> Tensor:
+    """A meta tensor, or parameter, in another dtype."""
+    with torch.no_grad():
+        other = twin.to(dtype)
+    if isinstance(twin, nn.Parameter):
+        other = nn.Parameter(other, requires_grad=False)
+        other.__dict__.update(twin.__dict__)
+    return other
 
 
 def set_mode(module: nn.Module, training: bool) -> None:
@@ -178,6 +188,17 @@ class Template:
         # Switching to train mode and back lets models drop what they cached in earlier runs.
         set_mode(duplicate, True)
         return duplicate
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The precision of the model: the dtype of its first floating tensor."""
+        return next((t.dtype for t in self.tensors.values() if t.is_floating_point()), None)
+
+    def converted(self, old: torch.dtype, new: torch.dtype) -> Template:
+        """The same model with its tensors of one dtype in another one."""
+        twins = {key: _converted(t, new) if t.dtype == old else t for key, t in self.twins.items()}
+        names = {id(twins[key]): self.names[id(t)] for key, t in self.twins.items()}
+        return replace(self, twins=twins, names=names)
 
 
 def template(model: nn.Module, device: torch.device) -> Template:

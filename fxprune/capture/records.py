@@ -99,6 +99,11 @@ class Mode:
 
 
 @dataclass(frozen=True)
+class Precision:
+    """The dtype of the model's parameters."""
+
+
+@dataclass(frozen=True)
 class Expr:
     """A size that varies between captures: `fn(*args)`."""
 
