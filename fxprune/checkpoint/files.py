@@ -14,6 +14,7 @@ from typing import Any
 
 from fxprune.errors import CheckpointError
 from fxprune.plans.base import short
+from fxprune.plans.text import strict_json
 
 TENSORS = "model.safetensors"
 PLAN = "plan.json"
@@ -36,6 +37,25 @@ _FIELDS: Mapping[str, tuple[type, ...]] = {
     "needs_class": (list,),
     "training": (list,),
     "report": (dict, type(None)),
+}
+_GRAPH_FIELDS: Mapping[str, tuple[type, ...]] = {
+    "class": (str,),
+    "fingerprint": (str,),
+    "training": (bool,),
+    "modules": (dict,),
+    "attributes": (dict,),
+    "nodes": (list,),
+    "trace": (dict,),
+}
+_ENTRY_FIELDS: Mapping[str, tuple[type, ...]] = {
+    "kind": (str,),
+    "shape": (list,),
+    "dtype": (str,),
+    "bytes": (int,),
+    "requires_grad": (bool,),
+    "persistent": (bool,),
+    "layout": (str, type(None)),
+    "same_as": (str, type(None)),
 }
 
 
@@ -87,7 +107,7 @@ def read_graph(path: Path) -> dict[str, Any]:
     """The content of graph.json, of this version and unharmed; raises CheckpointError."""
     text = read_text(path, "graph")
     try:
-        data = json.loads(text)
+        data = strict_json(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"The graph in {path} is not valid JSON: {error}.") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -98,8 +118,11 @@ def read_graph(path: Path) -> dict[str, Any]:
             f"version {VERSION}: save the model again, or use the fxprune that wrote it "
             f"({short(data.get('made_with'))})."
         )
-    wrong = sorted(data.keys() ^ _FIELDS.keys())
-    wrong += [n for n, types in _FIELDS.items() if n in data and type(data[n]) not in types]
+    wrong = _misfits(data, _FIELDS)
+    if not wrong and data["graph"] is not None:
+        wrong = _misfits(data["graph"], _GRAPH_FIELDS)
+    lists = ("needs_class", "training")
+    wrong += [n for n in lists if not wrong and any(type(item) is not str for item in data[n])]
     if wrong:
         raise CheckpointError(f"The fields of {path} do not fit its version: {short(wrong)}.")
     digest = data.pop("digest")
@@ -109,7 +132,24 @@ def read_graph(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"The graph in {path} is nested too deeply.") from error
     if digest != found:
         raise CheckpointError(f"{path} was changed after it was saved: its digest does not fit.")
+    _check_table(data["tensors"])
     return data
+
+
+def _misfits(data: Mapping[str, Any], fields: Mapping[str, tuple[type, ...]]) -> list[str]:
+    """The fields that are missing, superfluous, or of a wrong type."""
+    wrong = sorted(data.keys() ^ fields.keys())
+    return wrong + [n for n, types in fields.items() if n in data and type(data[n]) not in types]
+
+
+def _check_table(table: Mapping[str, Any]) -> None:
+    for name, entry in table.items():
+        fits = isinstance(entry, dict) and not _misfits(entry, _ENTRY_FIELDS)
+        fits = fits and entry["kind"] in ("parameter", "buffer") and entry["bytes"] >= 0
+        fits = fits and entry["layout"] in (None, "channels_last", "channels_last_3d")
+        first = table.get(entry["same_as"], {}) if fits and entry["same_as"] else None
+        if not fits or (first is not None and first.get("same_as", "") is not None):
+            raise CheckpointError(f"The table of {GRAPH} is malformed at {short(name)}.")
 
 
 def check_digest(folder: Path, name: str, what: str, graph: Mapping[str, Any]) -> None:
@@ -132,9 +172,4 @@ def check_digest(folder: Path, name: str, what: str, graph: Mapping[str, Any]) -
 
 def stored_bytes(graph: Mapping[str, Any]) -> int:
     """Bytes of the stored tensors, as the table in graph.json says."""
-    try:
-        return sum(
-            entry["bytes"] for entry in graph["tensors"].values() if entry["same_as"] is None
-        )
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"The table of tensors in {GRAPH} is malformed: {error}.") from error
+    return sum(entry["bytes"] for entry in graph["tensors"].values() if entry["same_as"] is None)

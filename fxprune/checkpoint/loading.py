@@ -51,7 +51,6 @@ def load(
     """
     folder = Path(directory)
     graph = files.read_graph(folder / files.GRAPH)
-    _check_table(graph["tensors"])
     files.check_digest(folder, files.PLAN, "plan", graph)
     files.check_digest(folder, files.TENSORS, "tensors", graph)
     text = files.read_text(folder / files.PLAN, "plan")
@@ -70,28 +69,6 @@ def load(
     for name, child in module.named_modules():
         child.__dict__["training"] = name in training
     return module
-
-
-_ENTRY: Mapping[str, tuple[type, ...]] = {
-    "kind": (str,),
-    "shape": (list,),
-    "dtype": (str,),
-    "bytes": (int,),
-    "requires_grad": (bool,),
-    "persistent": (bool,),
-    "layout": (str, type(None)),
-    "same_as": (str, type(None)),
-}
-
-
-def _check_table(table: Mapping[str, Any]) -> None:
-    for name, entry in table.items():
-        fits = isinstance(entry, dict) and entry.keys() == _ENTRY.keys()
-        fits = fits and all(type(entry[key]) in types for key, types in _ENTRY.items())
-        fits = fits and entry["layout"] in (None, "channels_last", "channels_last_3d")
-        first = table.get(entry["same_as"], {}) if fits and entry["same_as"] else None
-        if not fits or (first is not None and first.get("same_as", "") is not None):
-            raise CheckpointError(f"The table of {files.GRAPH} is malformed at {short(name)}.")
 
 
 def _check_plan(text: str, graph: Mapping[str, Any]) -> None:
@@ -150,7 +127,7 @@ def _examples(inputs: list[Any], model: nn.Module) -> dict[str, Any] | tuple[Any
     try:
         values = {str(name): _real(decode(value)) for name, value in inputs}
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"The recorded inputs are malformed: {error}.") from error
+        raise CheckpointError(f"The recorded inputs are malformed: {short(str(error))}.") from error
     if not values:
         raise CheckpointError("No inputs were recorded: pass example_inputs to load.")
     parameters = inspect.signature(model.forward).parameters

@@ -44,7 +44,8 @@ def rebuild(
         return _rebuild(content, table, tensors, inputs)
     except _MALFORMED as error:
         raise CheckpointError(
-            f"The description of the graph is malformed: {type(error).__name__}: {error}."
+            "The description of the graph is malformed: "
+            f"{type(error).__name__}: {short(str(error))}."
         ) from error
 
 
@@ -102,12 +103,14 @@ def _module(path: str, data: Mapping[str, Any]) -> nn.Module:
     kind: Any = vocabulary.modules().get(data["class"])
     if kind is None:
         raise CheckpointError(
-            f"Module {path!r} is a {short(data['class'])}, which no graph may call. "
+            f"Module {short(path)} is a {short(data['class'])}, which no graph may call. "
             "Load the model with its class."
         )
     odd = data["state"].keys() - vocabulary.attributes(kind)
     if odd:
-        raise CheckpointError(f"Module {path!r}, a {kind.__name__}, cannot have {sorted(odd)}.")
+        raise CheckpointError(
+            f"Module {short(path)}, a {kind.__name__}, cannot have {short(sorted(odd))}."
+        )
     module: nn.Module = nn.Module.__new__(kind)
     nn.Module.__init__(module)
     module.__dict__.update({key: decode(value) for key, value in data["state"].items()})
@@ -137,7 +140,7 @@ def _put(root: nn.Module, path: str, value: Any, persistent: bool = True) -> Non
 
 def _new_name(owner: nn.Module, name: str, path: str) -> str:
     if hasattr(type(owner), name) or name in owner.__dict__:
-        raise CheckpointError(f"The graph has the name {path!r}, which hides what is there.")
+        raise CheckpointError(f"The graph has the name {short(path)}, which hides what is there.")
     return name
 
 
@@ -176,7 +179,9 @@ def _graph(rows: list[Any], known: Mapping[str, Collection[str]]) -> fx.Graph:
             _checked(name, NAME),
         )
         if node.name != name or name in nodes:
-            raise CheckpointError(f"The graph has two nodes, or a reserved one, called {name!r}.")
+            raise CheckpointError(
+                f"The graph has two nodes, or a reserved one, called {short(name)}."
+            )
         _check_objects(node)
         nodes[name] = node
         if "source" in notes:
@@ -218,13 +223,13 @@ def _check_objects(node: fx.Node) -> None:
     if node.target is getattr and (
         len(node.args) != 2 or node.args[1] not in vocabulary.ATTRIBUTES or node.kwargs
     ):
-        raise CheckpointError(f"Node {node.name!r} may not read {short(node.args[1:])}.")
+        raise CheckpointError(f"Node {short(node.name)} may not read {short(node.args[1:])}.")
     if node.target is guards.new_object:
         kind, state = node.args
         made = isinstance(kind, fx.Node) and kind.op == "get_attr"
         plain = isinstance(state, dict) and not any(key.startswith("__") for key in state)
         if not made or not plain or node.kwargs:
-            raise CheckpointError(f"Node {node.name!r} may not make such an object.")
+            raise CheckpointError(f"Node {short(node.name)} may not make such an object.")
 
 
 def _trace_info(data: Mapping[str, Any]) -> TraceInfo:

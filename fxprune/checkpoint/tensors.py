@@ -125,13 +125,18 @@ class Stored:
 
 def load_tensors(table: Mapping[str, Any], stored: Stored) -> dict[str, Tensor]:
     """The parameters and buffers of a table by name, tied ones as one object."""
-    kept = {name: entry for name, entry in table.items() if entry["same_as"] is None}
-    _refuse_other_names(sorted(kept.keys() - stored.names), sorted(stored.names - kept.keys()))
+    kept = _stored_entries(table, stored)
     found = {name: _made(stored.read(name, entry), entry) for name, entry in kept.items()}
     for name, entry in table.items():
         if entry["same_as"] is not None:
             found[name] = found[entry["same_as"]]
     return {name: found[name] for name in table}
+
+
+def _stored_entries(table: Mapping[str, Any], stored: Stored) -> Mapping[str, Any]:
+    kept = {name: entry for name, entry in table.items() if entry["same_as"] is None}
+    _refuse_other_names(sorted(kept.keys() - stored.names), sorted(stored.names - kept.keys()))
+    return kept
 
 
 def _made(tensor: Tensor, entry: Mapping[str, Any]) -> Tensor:
@@ -145,6 +150,7 @@ def _made(tensor: Tensor, entry: Mapping[str, Any]) -> Tensor:
 
 def fill(module: nn.Module, table: Mapping[str, Any], stored: Stored) -> None:
     """Copy the stored tensors into a module that must have the same, tied in the same way."""
+    entries = _stored_entries(table, stored)
     found = named_tensors(module)
     first = representatives(found)
     source: dict[str, str] = {}
@@ -155,7 +161,7 @@ def fill(module: nn.Module, table: Mapping[str, Any], stored: Stored) -> None:
     # A name that is tied to another one here, but was stored apart from it, is superfluous too.
     _refuse_other_names(missing, sorted(stored.names - set(source.values())))
     for representative, name in source.items():
-        entry, target = table[name], found[representative]
+        entry, target = entries[name], found[representative]
         tensor = stored.read(name, entry)
         if tensor.shape != target.shape or tensor.dtype != target.dtype:
             raise CheckpointError(

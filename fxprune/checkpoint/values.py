@@ -66,7 +66,8 @@ def decode(data: Any, nodes: Mapping[str, fx.Node] | None = None) -> Any:
         return _decoded(tag, content, nodes)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
-            f"The graph has the value {short(data)}, which this version does not know: {error}."
+            f"The graph has the value {short(data)}, which this version does not know: "
+            f"{short(str(error))}."
         ) from error
 
 

@@ -40,7 +40,7 @@ def parsed(text: str, longest: int) -> dict[str, Any]:
             f"{longest}. It was made for another graph or is no plan."
         )
     try:
-        data = json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_constant)
+        data = strict_json(text)
     except (ValueError, RecursionError) as error:
         raise PlanError(f"The plan's text is not valid JSON: {error}.") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -60,6 +60,11 @@ def parsed(text: str, longest: int) -> dict[str, Any]:
     if odd:
         raise PlanError(f"The plan's 'notes' are texts, not {short(odd[0])}.")
     return data
+
+
+def strict_json(text: str) -> Any:
+    """What JSON text says. Raises ValueError also for names that occur twice and for NaN."""
+    return json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_constant)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

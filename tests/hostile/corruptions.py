@@ -82,6 +82,11 @@ _NAMES = (
     "a\0b",
     "__class__.__init__.__globals__",
     "__import__('os').system('true')",
+    "conv.forward.__globals__",
+    "builtins.eval",
+    "builtins.getattr",
+    "fxprune.new_object",
+    "ops.aten.from_file.default",
     "%s%n{0.__class__}",
     "\ud800",
     "x" * 100_000,
@@ -144,6 +149,14 @@ def in_document(random: Random, data: bytes) -> bytes:
     return change_document(random, json.loads(data)).encode()
 
 
+def in_graph(random: Random, data: bytes) -> bytes:
+    """A change in the described graph: its modules, attributes and nodes."""
+    document = json.loads(data)
+    token = "@graph@"
+    text = change_document(random, document["graph"])
+    return json.dumps({**document, "graph": token}).replace(f'"{token}"', text).encode()
+
+
 # -- safetensors -----------------------------------------------------------------------------------
 
 
@@ -204,6 +217,9 @@ _BYTES: Mapping[str, Corruption] = {
     for corruption in (truncated, extended, flipped, cut_out, repeated, inserted, replaced)
 }
 JSON_FILE: Mapping[str, Corruption] = MappingProxyType({**_BYTES, "in_document": in_document})
+GRAPH_FILE: Mapping[str, Corruption] = MappingProxyType(
+    {"in_document": in_document, "in_graph": in_graph}
+)
 TENSOR_FILE: Mapping[str, Corruption] = MappingProxyType(
     {
         **_BYTES,

@@ -15,15 +15,17 @@ from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 import fxprune
 from fxprune import Analysis, PruningPlan
-from fxprune.checkpoint import GRAPH, PLAN, TENSORS, load, save
+from fxprune.checkpoint import GRAPH, PLAN, TENSORS, load, rebuilding, save
 from fxprune.checkpoint.files import sealed, text_digest
 from tests.hostile.corruptions import (
+    GRAPH_FILE,
     JSON_FILE,
     TENSOR_FILE,
     Corruption,
@@ -123,6 +125,22 @@ def _load(folder: Path) -> nn.Module:
     return load(folder, Network, EXAMPLE)
 
 
+def _load_forged(folder: Path) -> nn.Module:
+    """As if whoever changed the graph had also made its fingerprint fit."""
+    with mock.patch.object(rebuilding, "fingerprint", _Fits):
+        return load(folder)
+
+
+class _Fits:
+    """A fingerprint that fits any other."""
+
+    def __init__(self, module: nn.Module) -> None:
+        pass
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+
 def _check_module(module: nn.Module) -> None:
     """All its tensors are there, and it runs."""
     expected = _pruned().module.state_dict()
@@ -163,7 +181,15 @@ TARGETS: Mapping[str, Target] = {
         compiles=True,
     ),
     "resealed graph": Target(
-        lambda: dict(_saved()), {GRAPH: JSON_FILE}, load, _check_graph, _sealed, compiles=True
+        lambda: dict(_saved()), {GRAPH: JSON_FILE}, _load, _check_module, _sealed, compiles=True
+    ),
+    "forged graph": Target(
+        lambda: dict(_saved()),
+        {GRAPH: GRAPH_FILE},
+        _load_forged,
+        _check_graph,
+        _sealed,
+        compiles=True,
     ),
     "resealed directory": Target(
         lambda: dict(_saved()), {PLAN: JSON_FILE}, _load, _check_module, _sealed, compiles=True

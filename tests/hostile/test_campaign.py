@@ -16,7 +16,7 @@ import pytest
 
 from fxprune.errors import PlanError
 from tests.hostile import campaign, targets
-from tests.hostile.corruptions import JSON_FILE, TENSOR_FILE
+from tests.hostile.corruptions import GRAPH_FILE, JSON_FILE, TENSOR_FILE
 from tests.hostile.targets import TARGETS, Target
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def test_every_corruption_damages_something(name: str) -> None:
 
 def test_the_tables_are_used() -> None:
     used = {c for t in TARGETS.values() for table in t.corruptions.values() for c in table}
-    assert used == JSON_FILE.keys() | TENSOR_FILE.keys()
+    assert used == JSON_FILE.keys() | TENSOR_FILE.keys() | GRAPH_FILE.keys()
 
 
 def _leaks(folder: Path) -> None:
