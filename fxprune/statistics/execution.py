@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -13,6 +14,7 @@ from fxprune.capture.metacopy import copy_module, set_mode
 from fxprune.meta import plain_attributes
 from fxprune.propagate import Propagation, Record, TensorAxes
 from fxprune.replay import bindings, invoke, tensors_of
+from fxprune.rules.base import Kind
 from fxprune.statistics.reads import Read
 from fxprune.walks import named_tensors
 
@@ -50,7 +52,8 @@ class ProbedRun(fx.Interpreter):
     """Runs the graph node by node, with a probe at each read.
 
     A node that reads the values of other nodes runs as it is, on what the probes return. One that
-    makes what it reads inside itself runs as its recorded ATen ops.
+    makes what it reads inside itself runs as its recorded ATen ops; a recurrent module runs on what
+    the probes return for its weights.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class ProbedRun(fx.Interpreter):
         self.reads: dict[fx.Node, list[Read]] = {}
         for read in reads:
             self.reads.setdefault(read.site, []).append(read)
-        inside = {read.site for read in reads if read.source is None}
+        inside = {read.site for read in reads if read.source is None and not _recurrent(read)}
         self.records: dict[fx.Node, list[Record]] = {site: [] for site in inside}
         for record in propagation.records:
             if record.site in inside:
@@ -85,9 +88,29 @@ class ProbedRun(fx.Interpreter):
         original = {node: self.env[node] for node in probed}
         self.env.update(probed)
         try:
-            return super().run_node(n)
+            with self._probed_weights(n):
+                return super().run_node(n)
         finally:
             self.env.update(original)
+
+    @contextmanager
+    def _probed_weights(self, node: fx.Node) -> Iterator[None]:
+        """Let a recurrent module run on what the probes make of its weights."""
+        reads = {read.argument: read for read in self.reads[node] if read.source is None}
+        if not reads:
+            yield
+            return
+        module: Any = self.fetch_attr(str(node.target))
+        original = module._flat_weights  # what its kernels take
+        named = zip(module._flat_weights_names, original, strict=True)
+        try:
+            module._flat_weights = [
+                self._probed(reads[name], weight, {}) if name in reads else weight
+                for name, weight in named
+            ]
+            yield
+        finally:
+            module._flat_weights = original
 
     def _probed_sources(
         self, node: fx.Node, tensors: Mapping[int, Tensor]
@@ -107,6 +130,10 @@ class ProbedRun(fx.Interpreter):
             tensors.update(bindings(self.propagation.nodes[source], self.env[source]))
         return tensors
 
+    def read(self, read: Read, arguments: Mapping[str, Any], known: Mapping[int, Tensor]) -> Tensor:
+        """What a recorded op reads instead of its operand."""
+        return self._probed(read, arguments[read.argument], known)
+
     def _probed(self, read: Read, x: Tensor, known: Mapping[int, Tensor]) -> Tensor:
         return self.probe(read, x, None if read.weight is None else known.get(read.weight.key))
 
@@ -120,7 +147,7 @@ class ProbedRun(fx.Interpreter):
             arguments = {n: tree_map(real, v) for n, v in record.call.arguments.items()}
             for read in reads:
                 if read.record is record:
-                    arguments[read.argument] = self._probed(read, arguments[read.argument], tensors)
+                    arguments[read.argument] = self.read(read, arguments, tensors)
             outputs = tensors_of(invoke(record, arguments, self.device))
             tensors.update(zip(record.outputs, outputs, strict=True))
         return tree_map(
@@ -128,6 +155,10 @@ class ProbedRun(fx.Interpreter):
             self.propagation.nodes[node],
             is_leaf=lambda leaf: isinstance(leaf, TensorAxes),
         )
+
+
+def _recurrent(read: Read) -> bool:
+    return read.record.effect.kind is Kind.RECURRENT
 
 
 class _Real:

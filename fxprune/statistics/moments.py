@@ -11,8 +11,9 @@ from torch import Tensor
 from fxprune.groups import Group, Member
 from fxprune.statistics import distributed
 from fxprune.statistics.execution import scoring_copy
+from fxprune.statistics.parts import Part
 from fxprune.statistics.passes import Passes
-from fxprune.statistics.reads import Part, Read
+from fxprune.statistics.reads import Read
 
 
 @dataclass(frozen=True, eq=False)

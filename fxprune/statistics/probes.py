@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fxprune.statistics.reads import Part, Read
+from fxprune.statistics.parts import Part
+from fxprune.statistics.reads import Read
 
 Sink: TypeAlias = Callable[[Tensor, Tensor], None]
 

@@ -5,7 +5,8 @@ linear layer, a convolution or a matrix product. Multiplying every read of a uni
 setting that mask to zero is removing the unit. Where both operands of a contraction hold the
 units, as the queries and keys of one head dimension do, one operand is read: on {0, 1} the square
 of a mask is the mask. What a normalisation, a softmax or a mean counts over units is no read: what
-is left after a removal is normalised anew.
+is left after a removal is normalised anew. What the layers of a recurrent module read of one
+another and of themselves, at every step, is masked on the weights that read it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from types import MappingProxyType
 
 import torch
@@ -27,55 +27,9 @@ from fxprune.propagate import Propagation, Record, TensorAxes
 from fxprune.roles import BIAS_ARGUMENTS
 from fxprune.rules.base import Kind, Layout
 from fxprune.statistics.origins import Origins
+from fxprune.statistics.parts import Part
 from fxprune.statistics.samples import SampleMaps, same_sample
 from fxprune.unit_maps import UnitMaps
-
-
-@dataclass(frozen=True)
-class Part:
-    """The units of one group along a read.
-
-    group    the group
-    member   which index of the operand belongs to which unit
-    samples  which sample each index belongs to: int64, broadcasts against the operand
-    """
-
-    group: Group
-    member: Member
-    samples: Tensor
-
-    @cached_property
-    def slots(self) -> Tensor:
-        """The slot of each index, -1 where it has none: int64, broadcasts against the operand."""
-        numbers = torch.arange(self.group.slots).reshape(self.group.shape)
-        return self.member.spread(numbers, self.group, fill=-1, rank=self.samples.dim())
-
-    @cached_property
-    def dims(self) -> tuple[int, ...]:
-        """The dimensions that tell samples and slots apart."""
-        shapes = zip(self.samples.shape, self.slots.shape, strict=True)
-        return tuple(d for d, sizes in enumerate(shapes) if max(sizes) > 1)
-
-    def collect(self, sums: Tensor, into: Tensor) -> None:
-        """Add sums over all dimensions but `dims` (kept, of size 1) to a [samples, slots] table."""
-        target, chosen = self._targets(into.device)
-        flat = sums.reshape(-1)
-        flat = flat if chosen is None else flat[chosen]
-        into.view(-1).index_add_(0, target, flat.to(into.dtype))
-
-    def _targets(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """The flat places in the table, and which entries go there (None for all)."""
-        if device not in self._placed:
-            own = (self.slots >= 0) & (self.samples >= 0)
-            place = torch.where(own, self.samples * self.group.slots + self.slots, -1).reshape(-1)
-            chosen = None if bool(own.all()) else (place >= 0).nonzero()[:, 0].to(device)
-            target = place.to(device)
-            self._placed[device] = (target if chosen is None else target[chosen], chosen)
-        return self._placed[device]
-
-    @cached_property
-    def _placed(self) -> dict[torch.device, tuple[Tensor, Tensor | None]]:
-        return {}
 
 
 @dataclass(frozen=True)
@@ -94,7 +48,7 @@ class Read:
     """One tensor that one op sums over units of.
 
     record    the op
-    argument  which of its operands
+    argument  which of its operands; of a recurrent module the name of a weight
     source    the node whose value the operand is, but for its shape, if nothing else in the op's
               node reads that value; None where the operand is made inside the node
     power     entries count to this power: the order of a norm, 1 for all else
@@ -129,11 +83,23 @@ def find_reads(
     return tuple(_Finder(propagation, grouped, samples, batch_dim).reads())
 
 
+def find_operands(
+    propagation: Propagation, grouped: Grouped, samples: int, batch_dim: int
+) -> tuple[Read, ...]:
+    """The same reads, each at the operand of its op, never at the value of another node."""
+    return tuple(_Finder(propagation, grouped, samples, batch_dim, at_sources=False).reads())
+
+
 class _Finder:
     def __init__(
-        self, propagation: Propagation, grouped: Grouped, samples: int, batch_dim: int
+        self,
+        propagation: Propagation,
+        grouped: Grouped,
+        samples: int,
+        batch_dim: int,
+        at_sources: bool = True,
     ) -> None:
-        self.propagation, self.grouped = propagation, grouped
+        self.propagation, self.grouped, self.at_sources = propagation, grouped, at_sources
         self.maps = UnitMaps()
         self.groups = {group.name: group for group in grouped.free}
         self.samples = SampleMaps(propagation, samples, batch_dim, self.maps)
@@ -144,7 +110,9 @@ class _Finder:
         for record in self.propagation.records:
             power = _POWERS.get(record.effect.kind, _no_read)(record)
             over = {a for axis in record.effect.over for a in leaves(axis) if self._group_of(a)}
-            if power is not None and over:
+            if over and record.effect.kind is Kind.RECURRENT:
+                yield from self._recurrent_reads(record, over)
+            elif over and power is not None:
                 yield from self._reads(record, power, over)
 
     def _group_of(self, atom: Atom) -> Group | None:
@@ -159,7 +127,7 @@ class _Finder:
         An operand whose rows belong to contexts by data, as tokens belong to experts, does not say
         which context's units it holds. The weights that it is multiplied with do.
         """
-        operands = [_Operand(self, record, name, layout) for name, layout in _operands(record)]
+        operands = [_Operand(self, record, *operand) for operand in _operands(record)]
         # Activations before weights, and those that tell samples apart first. The sort is stable.
         operands.sort(key=lambda operand: (not operand.computed, operand.samples is None))
         left = set(over)
@@ -169,12 +137,37 @@ class _Finder:
                 left -= held
                 yield self._read(operand, operands[position + 1 :], power, held)
 
+    def _recurrent_reads(self, record: Record, over: set[Atom]) -> Iterator[Read]:
+        """The input at its value; by its weights what the layers read of what they make."""
+        layouts, (x, *tensors) = dict(record.inputs), record.call.arguments["tensors"]
+        weights = [
+            _Operand(self, record, self.propagation.sources[id(t)].rpartition(".")[2], id(t), known)
+            for t in tensors
+            if id(t) in self.propagation.sources and len(known := layouts[id(t)]) == 2
+        ]
+        first = [weight for weight in weights if weight.name.startswith("weight_ih_l0")]
+        held = self._known(layouts[id(x)][-1:], over)
+        if held and self.at_sources and self.origins.source_of(id(x), record) is not None:
+            operand = _Operand(self, record, "input", id(x), layouts[id(x)])
+            yield self._read(operand, first if len(first) == 1 else (), 1.0, held)
+            weights = [weight for weight in weights if weight not in first]
+        for weight in weights:
+            held = self._known(weight.layout[1:], over)
+            if held:
+                parts = tuple(
+                    Part(self.groups[group], member, same_sample(weight.layout))
+                    for group, member in self._members(weight.layout, [1], held)
+                )
+                sampled = weight.samples is not None
+                yield Read(record, weight.name, None, 1.0, parts, sampled, False, None)
+
     def _read(
         self, operand: _Operand, others: Sequence[_Operand], power: float, held: set[Atom]
     ) -> Read:
         record, name, layout = operand.record, operand.name, operand.layout
         dims = _summed_dims(name, layout, held)
-        source, samples = self.origins.source_of(operand.key, record), operand.samples
+        source = self.origins.source_of(operand.key, record) if self.at_sources else None
+        samples = operand.samples
         if source is not None:
             axes: Layout = self.propagation.nodes[source].axes
             own, apart = _dims_with(axes, held), self.samples.of(axes)
@@ -234,9 +227,10 @@ class _Finder:
 class _Operand:
     """One operand of an op: its axes, and what it depends on."""
 
-    def __init__(self, finder: _Finder, record: Record, name: str, layout: Layout) -> None:
-        self.record, self.name, self.layout = record, name, layout
-        self.key = id(record.call.arguments[name])
+    def __init__(
+        self, finder: _Finder, record: Record, name: str, key: int, layout: Layout
+    ) -> None:
+        self.record, self.name, self.key, self.layout = record, name, key, layout
         self.computed = self.key in finder.computed
         self.samples = finder.samples.of(layout)
 
@@ -267,12 +261,12 @@ def _disjoint(members: Sequence[Member]) -> Iterator[Member]:
         yield Member("read", member.dim, "consumer", unit, member.context, member.context_dim)
 
 
-def _operands(record: Record) -> Iterator[tuple[str, Layout]]:
-    """The tensors that an op multiplies or sums, without an added bias."""
+def _operands(record: Record) -> Iterator[tuple[str, int, Layout]]:
+    """The tensors that an op multiplies or sums, without an added bias: name, key and axes."""
     bias, layouts = BIAS_ARGUMENTS.get(record.call.name, "bias"), dict(record.inputs)
     for name, value in record.call.arguments.items():
         if isinstance(value, Tensor) and name != bias:
-            yield name, layouts[id(value)]
+            yield name, id(value), layouts[id(value)]
 
 
 _INNER = MappingProxyType(
@@ -314,5 +308,5 @@ def _sum(record: Record) -> float | None:
 
 
 _POWERS: Mapping[Kind, Callable[[Record], float | None]] = MappingProxyType(
-    {Kind.CONTRACT: lambda _: 1.0, Kind.RECURRENT: lambda _: 1.0, Kind.SUM: _sum}
+    {Kind.CONTRACT: lambda _: 1.0, Kind.SUM: _sum}
 )
