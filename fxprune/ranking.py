@@ -37,3 +37,20 @@ def lowest(
         places = (fallen == number).nonzero()[:, 0]
         if len(places):
             yield group, places
+
+
+def runs(groups: Sequence[Group]) -> Iterator[tuple[tuple[Group, ...], tuple[Group, ...]]]:
+    """Sets of groups that can be ranked together, each with those of it that are new.
+
+    Groups nested in one another never stand in one set: each is in a set with all that are not
+    nested. The innermost come first.
+    """
+    nesting = {group.outer for group in groups}
+    plain = [g for g in groups if g.outer is None and g.name not in nesting]
+    remaining = list(groups)
+    while remaining:
+        outer = {group.outer for group in remaining}
+        inner = tuple(group for group in remaining if group.name not in outer)
+        together = {group.name: group for group in [*plain, *inner]}
+        yield tuple(together.values()), inner
+        remaining = [group for group in remaining if group.name in outer]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from fxprune.allocation.budgets import Budget
 from fxprune.allocation.choice import choose_groups
@@ -13,7 +16,7 @@ from fxprune.allocation.limits import Limits, limits_of
 from fxprune.allocation.normalise import find_normaliser
 from fxprune.allocation.scopes import find_scope
 from fxprune.allocation.scores import score_groups
-from fxprune.criteria import Criterion, bound, criterion_name, find_criterion
+from fxprune.criteria import Criterion, Joint, Scorer, bound, criterion_name, find_criterion
 from fxprune.groups import Group
 from fxprune.plans import AnalysisLike, PruningPlan
 from fxprune.ranking import removal_order
@@ -76,13 +79,31 @@ def plan(
     cut = Cut(analysis, chosen, scores, bounds, normaliser, order, goal)
     if not any(cut.counts):
         warnings.warn(_nothing(chosen, goal, scope), NothingPrunedWarning, stacklevel=2)
-    kept = {
-        group.name: removal_order(scores[group.name])[..., count:].sort(dim=-1).values.tolist()
-        for group, count in zip(chosen, cut.counts, strict=True)
-        if count
-    }
+    kept = _kept(rule, chosen, cut.counts, scores)
     record = criterion_name(criterion), goal.sparsity, scope, goal.text, cut.notes
     return PruningPlan.build(analysis, kept, *record)
+
+
+def _kept(
+    rule: Scorer, groups: Sequence[Group], counts: Sequence[int], scores: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """The units that stay of each group that loses any: its rows of indices."""
+    removed = {
+        group.name: torch.zeros(group.shape, dtype=torch.bool).scatter_(
+            -1, removal_order(scores[group.name])[..., :count], True
+        )
+        for group, count in zip(groups, counts, strict=True)
+        if count
+    }
+    if isinstance(rule, Joint):
+        removed = dict(rule.select(removed))
+    return {name: _rows(~gone) for name, gone in removed.items()}
+
+
+def _rows(kept: Tensor) -> Any:
+    """The indices of what is kept, a list for each context."""
+    units = kept.nonzero()[:, -1]
+    return units.reshape(*kept.shape[:-1], -1).tolist()
 
 
 def _nothing(groups: tuple[Group, ...], goal: Goal, scope: str) -> str:

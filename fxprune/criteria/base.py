@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from fxprune.criteria.activity import Apoz, Flap, HRank, MeanActivation, WandaSp
-from fxprune.criteria.binding import DataCriterion, GraphCriterion, Scorer
+from fxprune.criteria.binding import DataCriterion, GraphCriterion, Scorer, SetCriterion
 from fxprune.criteria.bn_scale import BnScale
 from fxprune.criteria.fpgm import Fpgm
 from fxprune.criteria.lamp import Lamp
@@ -21,12 +21,14 @@ from fxprune.criteria.loss import (
     SnipWeight,
     Taylor,
 )
+from fxprune.criteria.mask_fisher import MaskFisher
 from fxprune.criteria.norms import Norm
 from fxprune.criteria.randomness import Random
 from fxprune.criteria.synflow import SynFlow
+from fxprune.criteria.thinet import ThiNet
 from fxprune.errors import PlanError
 
-Criterion = Scorer | GraphCriterion | DataCriterion
+Criterion = Scorer | GraphCriterion | DataCriterion | SetCriterion
 
 CRITERIA: Mapping[str, Criterion] = MappingProxyType(
     {
@@ -45,6 +47,7 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
         "molchanov2017": Molchanov2017(),
         "molchanov2019": Molchanov2019(),
         "fisher": Fisher(),
+        "mask_fisher": MaskFisher(),
         "mutual_information": MutualInformation(),
         "snip_weight": SnipWeight(),
         "grasp": Grasp(),
@@ -53,6 +56,7 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
         "hrank": HRank(),
         "wanda_sp": WandaSp(),
         "flap": Flap(),
+        "thinet": ThiNet(),
     }
 )
 
@@ -66,7 +70,8 @@ def find_criterion(criterion: str | Criterion) -> Criterion:
             f"There is no criterion {criterion!r}. The names are {', '.join(sorted(CRITERIA))}; "
             "or pass a callable (group, parameters) -> Tensor of the group's shape."
         )
-    if not callable(criterion) and not isinstance(criterion, GraphCriterion | DataCriterion):
+    kinds = GraphCriterion | DataCriterion | SetCriterion
+    if not callable(criterion) and not isinstance(criterion, kinds):
         raise PlanError(
             f"A criterion is a name ({', '.join(sorted(CRITERIA))}) or a callable "
             "(group, parameters) -> Tensor, or has a method score(group, statistics) and the names "

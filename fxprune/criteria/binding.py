@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Set
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from fxprune.errors import PlanError
+from fxprune.errors import NotApplicableError, PlanError
 from fxprune.groups import Group
 from fxprune.statistics import Labels, Loss, Statistics
 
@@ -35,8 +36,48 @@ class DataCriterion(Protocol):
         """Scores of the group's shape; NotApplicableError where the criterion does not apply."""
 
 
+@runtime_checkable
+class SetCriterion(Protocol):
+    """A criterion for which the worth of a unit depends on what else goes."""
+
+    @property
+    def requires(self) -> Set[str]:
+        """The names of the statistics that it reads."""
+
+    def score_all(self, statistics: Statistics) -> Mapping[str, Tensor]:
+        """By group name, scores that put the units of all groups into an order of removal.
+
+        Groups that the criterion does not apply to are left out.
+        """
+
+    def select(self, removed: Mapping[str, Tensor], statistics: Statistics) -> Mapping[str, Tensor]:
+        """A better choice of as many units: {group name: units that go, bool of its shape}."""
+
+
+class Joint:
+    """A set criterion with its statistics, as a scorer."""
+
+    def __init__(self, criterion: SetCriterion, statistics: Statistics) -> None:
+        self.criterion, self.statistics = criterion, statistics
+
+    @cached_property
+    def scores(self) -> Mapping[str, Tensor]:
+        """Of all groups, in one go."""
+        return self.criterion.score_all(self.statistics)
+
+    def __call__(self, group: Group, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Scores of the group's shape; NotApplicableError where there are none."""
+        if group.name not in self.scores:
+            raise NotApplicableError("no contraction and no sum reads its units")
+        return self.scores[group.name]
+
+    def select(self, removed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The criterion's own choice, once it is known how many units each group loses."""
+        return self.criterion.select(removed, self.statistics)
+
+
 def bound(
-    criterion: Scorer | GraphCriterion | DataCriterion,
+    criterion: Scorer | GraphCriterion | DataCriterion | SetCriterion,
     analysis: Any,
     data: Iterable[Any] | Statistics | None = None,
     loss: Loss | None = None,
@@ -53,14 +94,16 @@ def bound(
     """
     if isinstance(criterion, GraphCriterion):
         return criterion.bind(analysis)
-    if not isinstance(criterion, DataCriterion):
+    if not isinstance(criterion, DataCriterion | SetCriterion):
         return criterion
     statistics = _statistics(criterion, analysis, data, loss, labels)
+    if isinstance(criterion, SetCriterion):
+        return Joint(criterion, statistics)
     return lambda group, _: criterion.score(group, statistics)
 
 
 def _statistics(
-    criterion: DataCriterion,
+    criterion: DataCriterion | SetCriterion,
     analysis: Any,
     data: Iterable[Any] | Statistics | None,
     loss: Loss | None,

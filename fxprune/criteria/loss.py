@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fxprune.costs import QUANTITIES
 from fxprune.errors import NotApplicableError
 from fxprune.groups import Group
 from fxprune.statistics import Statistics
@@ -76,13 +77,36 @@ class Fisher:
     """½ mean_n G²: how much the loss rises without the unit at a minimum, to second order.
 
     It equals ½ θᵀFθ with the empirical Fisher information F of all that reads the unit.
+
+    cost      "macs", "parameters" or "activation_memory": weigh the rise against what the removal
+              of the unit saves of it at present widths; None for the rise alone
+    exchange  how much rise one unit of cost is worth: the score is rise - exchange · saving. None
+              for rise / saving, which needs no such number; a unit that saves nothing stays.
+
+    Raises ValueError for another cost, and for an exchange without a cost.
     """
 
+    cost: str | None = None
+    exchange: float | None = None
     requires: ClassVar[Set[str]] = _MASK_GRADS
+
+    def __post_init__(self) -> None:
+        if self.cost not in (None, *QUANTITIES):
+            raise ValueError(f"the cost is one of {', '.join(QUANTITIES)}; got {self.cost!r}")
+        if self.exchange is not None and self.cost is None:
+            raise ValueError("an exchange rate needs a cost: Fisher(cost='macs', exchange=1e-9)")
 
     def score(self, group: Group, statistics: Statistics) -> Tensor:
         """Scores of the group's shape."""
-        return 0.5 * statistics.mask_grads(group).square().mean(0)
+        rise = 0.5 * statistics.mask_grads(group).square().mean(0)
+        if self.cost is None:
+            return rise
+        saving = float(getattr(statistics.cost_delta(group), self.cost))
+        if self.exchange is not None:
+            return rise - self.exchange * saving
+        if not saving:
+            raise NotApplicableError(f"the removal of a unit saves no {self.cost}")
+        return rise / saving
 
 
 @dataclass(frozen=True)

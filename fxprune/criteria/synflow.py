@@ -17,7 +17,7 @@ from fxprune.criteria.linearized import Linearized
 from fxprune.errors import AnalysisError
 from fxprune.groups import Group
 from fxprune.meta import unpacked
-from fxprune.ranking import lowest, removal_order
+from fxprune.ranking import lowest, removal_order, runs
 from fxprune.roles import roles_of
 from fxprune.schedules import exponential
 from fxprune.statistics.execution import ProbedRun
@@ -197,15 +197,9 @@ class SynFlow:
     def score_all(self, analysis: Analysis) -> dict[str, Tensor]:
         """Scores of the shape of each prunable group, float64 in (0, 1]."""
         scores: dict[str, Tensor] = {}
-        remaining = list(analysis.groups)
-        while remaining:
-            outer = {group.outer for group in remaining}
-            inner = [group for group in remaining if group.name not in outer]
-            plain = [g for g in analysis.groups if g.outer is None and g.name not in outer]
-            together = {group.name: group for group in [*plain, *inner]}
-            order = self._order(SynapticFlow(analysis), list(together.values()))
-            scores |= {group.name: order[group.name] for group in inner}
-            remaining = [group for group in remaining if group.name in outer]
+        for together, new in runs(analysis.groups):
+            order = self._order(SynapticFlow(analysis), together)
+            scores |= {group.name: order[group.name] for group in new}
         return scores
 
     def _order(self, flow: SynapticFlow, groups: Sequence[Group]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +17,7 @@ from fxprune.axes import Atom, Axis, factors_of, find, segments_of
 from fxprune.errors import AnalysisError
 from fxprune.grouping import Grouped
 from fxprune.propagate import Propagation, propagate
-from fxprune.statistics.reads import Read, find_reads
+from fxprune.statistics.reads import Read, find_operands, find_reads
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,19 @@ class Sized:
     """The axes of a graph at the sizes of one batch, and its reads."""
 
     propagation: Propagation
-    reads: tuple[Read, ...]
+    grouped: Grouped
+    samples: int
+    batch_dim: int
+
+    @cached_property
+    def reads(self) -> tuple[Read, ...]:
+        """The reads, each at the value of another node where it can be."""
+        return find_reads(self.propagation, self.grouped, self.samples, self.batch_dim)
+
+    @cached_property
+    def operands(self) -> tuple[Read, ...]:
+        """The reads, each at the operand of its op."""
+        return find_operands(self.propagation, self.grouped, self.samples, self.batch_dim)
 
     def groups(self) -> frozenset[str]:
         """The names of the groups that are read anywhere."""
@@ -48,8 +61,7 @@ class SizedReads:
         if key not in self._known:
             propagation = propagate(self.analysis.traced, values)
             grouped = _carried_over(self.analysis, propagation)
-            reads = find_reads(propagation, grouped, samples, self.batch_dim)
-            self._known[key] = Sized(propagation, reads)
+            self._known[key] = Sized(propagation, grouped, samples, self.batch_dim)
         return self._known[key]
 
 

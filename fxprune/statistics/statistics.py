@@ -9,8 +9,11 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from fxprune.analysis import Analysis
+from fxprune.costs import Amounts, savings
 from fxprune.errors import AnalysisError, NotApplicableError
 from fxprune.groups import Group
+from fxprune.plans import PruningPlan
+from fxprune.statistics.contributions import contributions
 from fxprune.statistics.gradients import (
     hessian_product,
     parameter_gradients,
@@ -44,6 +47,7 @@ class Statistics:
     seed         of the labels that are drawn
     progress     show a progress bar
     batch_dim    the dimension of the inputs that counts samples
+    after        a plan whose units are masked already, for the costs of what is left
 
     Everything runs in eval mode on a copy of the graph that shares the parameters' memory: the
     model, its mode and its gradients stay as they are. Sums over samples are in float64. Under
@@ -65,6 +69,7 @@ class Statistics:
         seed: int = 0,
         progress: bool = False,
         batch_dim: int = 0,
+        after: PruningPlan | None = None,
     ) -> None:
         if labels not in ("empirical", "model"):
             raise AnalysisError(f"labels are 'empirical' or 'model', not {labels!r}.")
@@ -73,6 +78,7 @@ class Statistics:
         kept = tuple(data) if isinstance(data, Iterator) else data
         objective = Objective(loss, labels, seed)
         self._passes = Passes(analysis, kept, objective, micro_batch, progress, batch_dim)
+        self._after = after
         self._version = self._versions()
         self._param_grads: dict[float, Mapping[str, Tensor]] = {}
         self._gradient_flow: dict[float, Mapping[str, Tensor]] = {}
@@ -131,6 +137,31 @@ class Statistics:
     def _ranked(self) -> Mapping[str, tuple[Activations, ...]]:
         self._check_version()
         return activations(self._passes, self.analysis.groups, True)
+
+    def contributions(self, group: Group) -> Tensor:
+        """K[k, l] = mean_n Σ y_k y_l, y_k what the ops that read the group make of unit k alone.
+
+        The removal of a set P changes what those ops return by Σ_kl K[k, l] over P, in squares.
+        Float64 [slots, slots]; of large results 2¹⁴ entries are drawn at random per batch. Raises
+        NotApplicableError if no op reads the group linearly.
+        """
+        return _found(self._contributions, group)
+
+    @cached_property
+    def _contributions(self) -> Mapping[str, Tensor]:
+        self._check_version()
+        return contributions(self._passes, self.analysis.groups)
+
+    def cost_delta(self, group: Group) -> Amounts:
+        """What the removal of one more unit of the group saves, exactly; see `fxprune.savings`.
+
+        Zero for a group that is at its last unit.
+        """
+        return self._savings.get(group.name, Amounts(0, 0, 0))
+
+    @cached_property
+    def _savings(self) -> Mapping[str, Amounts]:
+        return savings(self.analysis, self._after)
 
     def param_grads(self, temperature: float = 1.0) -> Mapping[str, Tensor]:
         """The gradient of the mean loss by each parameter, float64.

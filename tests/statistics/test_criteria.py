@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from fxprune import LeftWholeWarning, PlanError, Statistics, score
-from fxprune.criteria import Flap, Grasp
+import fxprune
+from fxprune import LeftWholeWarning, PlanError, PruningPlan, Statistics, cost, score
+from fxprune.criteria import Fisher, Flap, Grasp
 from tests.statistics import literal
 from tests.statistics.networks import Problem, problems
 
@@ -165,10 +166,45 @@ def test_the_diagonal_fisher_sample_by_sample(problem: Problem) -> None:
         agree(mean, sum(g[name] for g in samples) / len(samples))
 
 
+@few
+@given(problems())
+def test_fisher_with_a_cost_weighs_what_a_unit_saves(problem: Problem) -> None:
+    """The saving is counted as the difference of two networks' costs."""
+    rises = scores_of(problem, "fisher")
+    whole = cost(problem.analysis)
+    per_mac, paid = (
+        scores_of(problem, Fisher("macs")),
+        scores_of(problem, Fisher("parameters", 1e-3)),
+    )
+    for group in problem.analysis.groups:
+        less = {group.name: list(range(group.size - 1))}
+        after = cost(problem.analysis, PruningPlan.build(problem.analysis, less))
+        rise = rises[group.name]
+        agree(per_mac[group.name], rise / (whole.macs - after.macs))
+        agree(paid[group.name], rise - 1e-3 * (whole.parameters - after.parameters))
+
+
+def test_a_cost_is_that_after_a_plan() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Linear(4, 4, bias=False) for _ in range(3)))
+    x, y = torch.randn(3, 4), torch.randint(4, (3,))
+    analysis = fxprune.analyze(fxprune.trace(model, x))
+    first, second = analysis.groups
+    after = PruningPlan.build(analysis, {second.name: [0]})
+    assert Statistics(analysis, [(x, y)]).cost_delta(first).macs == 8
+    assert Statistics(analysis, [(x, y)], after=after).cost_delta(first).macs == 5
+    assert Statistics(analysis, [(x, y)], after=after).cost_delta(second).macs == 0
+
+
+def test_a_cost_without_sense_is_refused() -> None:
+    with pytest.raises(ValueError, match="the cost is one of macs, parameters, activation_memory"):
+        Fisher("flops")
+    with pytest.raises(ValueError, match="needs a cost"):
+        Fisher(exchange=1.0)
+
+
 def test_data_are_asked_for() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
-    import fxprune
-
     analysis = fxprune.analyze(fxprune.trace(model, torch.randn(1, 2)))
     with pytest.raises(PlanError, match="needs data"):
         score(analysis, "fisher")
