@@ -19,6 +19,7 @@ from fxprune.equivalence import EquivalenceReport, verify
 from fxprune.errors import (
     AnalysisError,
     CheckpointError,
+    ExportError,
     FxpruneError,
     NotApplicableError,
     PlanError,
@@ -27,6 +28,7 @@ from fxprune.errors import (
     VerifyError,
 )
 from fxprune.groups import Group, Member
+from fxprune.interop import ExportReport, export
 from fxprune.pictures import dot, plot, svg
 from fxprune.plans import PruningPlan
 from fxprune.reports import PruneReport
@@ -44,6 +46,8 @@ __all__ = [
     "Coverage",
     "Criterion",
     "EquivalenceReport",
+    "ExportError",
+    "ExportReport",
     "FxpruneError",
     "Group",
     "LeftWholeWarning",
@@ -62,6 +66,7 @@ __all__ = [
     "analyze",
     "cost",
     "dot",
+    "export",
     "load",
     "plan",
     "plot",

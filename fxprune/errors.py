@@ -33,3 +33,7 @@ class VerifyError(FxpruneError):
 
 class CheckpointError(FxpruneError):
     """A saved model could not be written, read, or matched to a model."""
+
+
+class ExportError(FxpruneError):
+    """A module could not be written in another format."""

@@ -26,7 +26,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"costs", "statistics"}),
     frozenset({"criteria", "allocation", "ranking", "schedules"}) | {"penalties"},
     frozenset({"rewriter", "interpretation", "equivalence"}) | {"compensation", "masking"},
-    frozenset({"drivers", "checkpoint", "reports"}) | {"collapse", "lottery", "regrowth"},
+    frozenset({"drivers", "checkpoint", "interop", "reports"})
+    | {"collapse", "lottery", "regrowth"},
     frozenset({"cli", "passes", "pictures", "__init__", "__main__"}),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -34,7 +35,10 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # The dependencies that pyproject.toml declares, and the layers below which torch is not needed.
 DEPENDENCIES = frozenset({"torch", "numpy", "safetensors", "tabulate", "tqdm"})
 # Optional ones, where they may be imported.
-OPTIONAL = {"pictures": frozenset({"matplotlib"})}
+OPTIONAL = {
+    "pictures": frozenset({"matplotlib"}),
+    "interop": frozenset({"onnxruntime", "onnxscript", "torch_pruning"}),
+}
 WITHOUT_TORCH = frozenset({"errors", "axes", "algebra"})
 
 MAX_FILE_LINES = 400
