@@ -29,6 +29,7 @@ from fxprune.errors import (
 )
 from fxprune.groups import Group, Member
 from fxprune.interop import ExportReport, export
+from fxprune.migration import apply, migrate_optimizer, restore
 from fxprune.pictures import dot, plot, svg
 from fxprune.plans import PruningPlan
 from fxprune.reports import PruneReport
@@ -64,13 +65,16 @@ __all__ = [
     "TraceError",
     "VerifyError",
     "analyze",
+    "apply",
     "cost",
     "dot",
     "export",
     "load",
+    "migrate_optimizer",
     "plan",
     "plot",
     "prune",
+    "restore",
     "rewrite",
     "save",
     "savings",

@@ -17,7 +17,7 @@ from fxprune.explanations import Explainer
 from fxprune.grouping import Grouped, build_groups
 from fxprune.groups import Group
 from fxprune.propagate import Propagation, propagate
-from fxprune.walks import named_tensors
+from fxprune.walks import aliases, named_tensors
 
 _REASONS = 8
 
@@ -51,6 +51,11 @@ class Analysis:
     def parameters(self) -> Mapping[str, Tensor]:
         """All parameters and buffers of the graph, detached, by name."""
         return {name: tensor.detach() for name, tensor in named_tensors(self.traced)}
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """The further names of tied parameters and buffers, each with the one in `parameters`."""
+        return aliases(self.traced)
 
     def __str__(self) -> str:
         rows = [

@@ -20,10 +20,10 @@ from fxprune.analysis import Analysis, analyze
 from fxprune.criteria import Criterion, criterion_name
 from fxprune.errors import PlanError
 from fxprune.groups import Group
+from fxprune.migration import apply, restore
 from fxprune.plans import PruningPlan
 from fxprune.rewriter import rewrite
 from fxprune.schedules import Schedule, find_schedule
-from fxprune.slicing import members_by_parameter, slice_parameter
 
 Train = Callable[[GraphModule], object]
 State = Mapping[str, Tensor]
@@ -49,38 +49,25 @@ def rewind(pruned: GraphModule, plan: PruningPlan, snapshot: State) -> None:
     The same as pruning the original with that state. Raises PlanError if the snapshot lacks a
     tensor or has one of another shape.
     """
-    memberships = members_by_parameter(plan)
-    sliced: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     for name in pruned.state_dict():
         if name in plan.shapes:  # what the rewrite added belongs to no snapshot
-            value = snapshot.get(name)
-            if value is None or tuple(value.shape) != plan.shapes[name]:
-                found = "nothing" if value is None else f"shape {tuple(value.shape)}"
+            if name not in snapshot:
                 raise PlanError(
-                    f"The snapshot has {found} for {name!r}, and the plan's graph has shape "
+                    f"The snapshot has nothing for {name!r}, and the plan's graph has shape "
                     f"{plan.shapes[name]}. Take it from the graph that the plan was made for."
                 )
-            sliced[name] = slice_parameter(value, memberships.get(name, ()), plan)
-    pruned.load_state_dict(sliced, strict=False)
+            values[name] = snapshot[name]
+    pruned.load_state_dict(apply(plan, values), strict=False)
 
 
 def restored(plan: PruningPlan, pruned: State, original: State) -> dict[str, Tensor]:
     """A state of the original's shapes: what a pruned graph holds, and zeros where it has nothing.
 
-    Tensors that the plan's graph does not have are left out; those that the pruned graph does not
-    have keep the original's value.
+    Tensors that the pruned graph does not have keep the original's value.
     """
-    memberships = members_by_parameter(plan)
-    state: dict[str, Tensor] = {}
-    for name, value in original.items():
-        if name not in pruned or name not in memberships:
-            state[name] = pruned.get(name, value).clone()
-            continue
-        places = torch.arange(value.numel()).reshape(value.shape)
-        kept = slice_parameter(places, memberships[name], plan).reshape(-1).to(value.device)
-        full = torch.zeros_like(value).reshape(-1)
-        state[name] = full.index_copy_(0, kept, pruned[name].reshape(-1)).reshape(value.shape)
-    return state
+    gone = {n: torch.zeros_like(v) if n in pruned else v for n, v in original.items()}
+    return restore(plan, pruned, gone)
 
 
 def find_ticket(

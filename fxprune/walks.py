@@ -41,6 +41,14 @@ def named_tensors(root: nn.Module) -> list[tuple[str, Tensor]]:
     return [*parameters_in(modules), *buffers_in(modules)]
 
 
+def aliases(root: nn.Module) -> dict[str, str]:
+    """The further names of parameters and buffers, each with the one in `named_tensors`."""
+    first = {id(tensor): name for name, tensor in named_tensors(root)}
+    named: Iterable[tuple[str, Tensor]] = root.named_parameters(remove_duplicate=False)
+    both = [*named, *root.named_buffers(remove_duplicate=False)]
+    return {name: first[id(t)] for name, t in both if first[id(t)] != name}
+
+
 def parameters_in(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.Parameter]]:
     """The parameters of these modules themselves."""
     return _once((path, module._parameters) for path, module in modules)

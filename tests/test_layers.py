@@ -25,7 +25,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     | {"unit_maps", "inputs", "replay"},
     frozenset({"costs", "statistics"}),
     frozenset({"criteria", "allocation", "ranking", "schedules"}) | {"penalties"},
-    frozenset({"rewriter", "interpretation", "equivalence"}) | {"compensation", "masking"},
+    frozenset({"rewriter", "interpretation", "equivalence"})
+    | {"compensation", "masking", "migration"},
     frozenset({"drivers", "checkpoint", "interop", "reports"})
     | {"collapse", "lottery", "regrowth"},
     frozenset({"cli", "passes", "pictures", "__init__", "__main__"}),

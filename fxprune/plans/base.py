@@ -34,7 +34,11 @@ class AnalysisLike(Protocol):
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
-        """The graph's parameters and buffers by qualified name, detached."""
+        """The graph's parameters and buffers by qualified name, detached; tied ones once."""
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """The further names of tied parameters and buffers, each with the one in `parameters`."""
 
 
 class FrozenMap(Mapping[str, _V]):

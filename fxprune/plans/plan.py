@@ -34,6 +34,7 @@ class PruningPlan:
     kept_units   per group that loses units, its kept indices in ascending order; with several
                  contexts one row per context, all equally long. Groups that lose none are left out.
     shapes       the original shape of every parameter and buffer
+    aliases      further names of tied parameters and buffers, each with the name in `shapes`
     fingerprint  of the analysed graph; a plan fits no other
     criterion, sparsity, scope, budget    what made the plan, for the record
     notes        what the reader should know of how it was made, such as limits that bind
@@ -55,6 +56,7 @@ class PruningPlan:
     budget: str | None = None
     notes: tuple[str, ...] = ()
     version: int = VERSION
+    aliases: Mapping[str, str] = field(default=FrozenMap({}), compare=False)
 
     def __post_init__(self) -> None:
         if len(self._by_name) < len(self.groups):
@@ -106,6 +108,7 @@ class PruningPlan:
             scope=scope,
             budget=budget,
             notes=tuple(notes),
+            aliases=FrozenMap(analysis.aliases),
         )
 
     @property

@@ -21,6 +21,7 @@ class FakeAnalysis:
     parameters: Mapping[str, Tensor]
     frozen: tuple[Group, ...] = ()
     fingerprint: str = "fingerprint of this graph"
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
 
 def consumer(name: str, dim: int, unit: Tensor, **context: object) -> Member:
