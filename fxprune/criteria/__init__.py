@@ -32,6 +32,7 @@ from fxprune.criteria.loss import (
 from fxprune.criteria.mask_fisher import MaskFisher
 from fxprune.criteria.norms import Norm
 from fxprune.criteria.randomness import Random
+from fxprune.criteria.second_order import KronObd, KronObdSets, KronObs, KronObsSets, Obd, Obs
 from fxprune.criteria.synflow import SynapticFlow, SynFlow
 from fxprune.criteria.thinet import ThiNet
 
@@ -48,6 +49,10 @@ __all__ = [
     "Grasp",
     "HRank",
     "Joint",
+    "KronObd",
+    "KronObdSets",
+    "KronObs",
+    "KronObsSets",
     "Lamp",
     "MaskFisher",
     "MeanActivation",
@@ -55,6 +60,8 @@ __all__ = [
     "Molchanov2019",
     "MutualInformation",
     "Norm",
+    "Obd",
+    "Obs",
     "Random",
     "Scorer",
     "SetCriterion",

@@ -24,6 +24,7 @@ from fxprune.criteria.loss import (
 from fxprune.criteria.mask_fisher import MaskFisher
 from fxprune.criteria.norms import Norm
 from fxprune.criteria.randomness import Random
+from fxprune.criteria.second_order import KronObd, KronObdSets, KronObs, KronObsSets, Obd, Obs
 from fxprune.criteria.synflow import SynFlow
 from fxprune.criteria.thinet import ThiNet
 from fxprune.errors import PlanError
@@ -57,6 +58,14 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
         "wanda_sp": WandaSp(),
         "flap": Flap(),
         "thinet": ThiNet(),
+        "obd": Obd(),
+        "c_obd": Obd("producer"),
+        "obs": Obs(),
+        "c_obs": Obs("producer"),
+        "kron_obd": KronObd(),
+        "kron_obs": KronObs(),
+        "kron_obd_sets": KronObdSets(),
+        "kron_obs_sets": KronObsSets(),
     }
 )
 

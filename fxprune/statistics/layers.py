@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,9 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-_POSITIONS: Mapping[type[nn.Module], int] = MappingProxyType(
-    {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
-)
+_KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -178,14 +175,20 @@ def input_of(node: fx.Node) -> fx.Node | None:
 
 def _called(traced: fx.GraphModule, node: fx.Node, names: Mapping[int, str]) -> Layer | None:
     module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-    if module is None or type(module) not in _POSITIONS or input_of(node) is None:
+    kind = next((kind for kind in _KINDS if isinstance(module, kind)), None)
+    if (
+        module is None
+        or kind is None
+        or type(module).forward is not kind.forward
+        or input_of(node) is None
+    ):
         return None
+    assert isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     weight, bias = module.weight, module.bias
     if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
         return None  # parametrized or quantized
     geometry = None
     if not isinstance(module, nn.Linear):
-        assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         pads: Any = module._reversed_padding_repeated_twice
         geometry = Geometry(module.kernel_size, module.stride, module.dilation, tuple(pads), mode)

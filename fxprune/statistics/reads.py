@@ -103,7 +103,7 @@ class _Finder:
         self.maps = UnitMaps()
         self.groups = {group.name: group for group in grouped.free}
         self.samples = SampleMaps(propagation, samples, batch_dim, self.maps)
-        self.computed = _computed(propagation)
+        self.computed = computed_keys(propagation)
         self.origins = Origins(propagation)
 
     def reads(self) -> Iterator[Read]:
@@ -235,7 +235,7 @@ class _Operand:
         self.samples = finder.samples.of(layout)
 
 
-def _computed(propagation: Propagation) -> frozenset[int]:
+def computed_keys(propagation: Propagation) -> frozenset[int]:
     """The keys of the tensors that depend on the model's inputs."""
     found = {
         leaf.key

@@ -26,6 +26,7 @@ from fxprune.statistics.kronecker import (
     kronecker_factors,
     kronecker_moments,
 )
+from fxprune.statistics.layers import Layer, find_layers
 from fxprune.statistics.mask_gradients import mask_gradients
 from fxprune.statistics.moments import Activations, activations
 from fxprune.statistics.objective import Labels, Loss, Objective
@@ -199,6 +200,11 @@ class Statistics:
             found = self.hvp(self.param_grads(temperature), temperature)
             self._gradient_flow[temperature] = found
         return self._gradient_flow[temperature]
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The linear layers and convolutions of the graph, in the order of their first use."""
+        return find_layers(self.analysis.traced)
 
     def kronecker(
         self, positions: Positions = "expanded", fold: bool = False, memory: int = 1 << 29
