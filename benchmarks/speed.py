@@ -6,8 +6,9 @@
 
 fxprune: trace, analyze, plan with magnitude, rewrite. Torch-Pruning: construction of the pruner and
 its step, on a copy made beforehand. Each model has a process of its own with one thread; after a
-warm-up of both, the two alternate, and the ratio of every pair is taken. A model on which
-Torch-Pruning raises, or takes over a minute, is listed and not counted.
+warm-up of both, the two alternate, and the ratio of every pair is taken. Networks of transformers
+have the sizes that they were published with. A model on which Torch-Pruning raises, or takes over a
+minute, is listed and not counted.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import fxprune
 from benchmarks import zoo_peer
 from benchmarks.zoo import sweep_one
 from benchmarks.zoo_entry import Entry
+from benchmarks.zoo_huggingface import published
 from benchmarks.zoo_models import entries
 
 PAIRS = 5
@@ -49,10 +51,16 @@ torchvision/deeplabv3_resnet50 torchvision/r3d_18 timm/cs3darknet_focus_s timm/d
 timm/dpn48b timm/ese_vovnet19b_slim_dw timm/hrnet_w18_small timm/inception_v4 timm/lcnetv2_small
 timm/nf_regnet_b0 timm/regnetx_002 timm/repvit_m1 timm/resnet10t timm/selecsls42
 timm/skresnet18 timm/starnet_s050 timm/vgg11 timm/legacy_xception
-huggingface/bert_classifier huggingface/distilbert huggingface/convnext huggingface/segformer
+huggingface/bert_classifier huggingface/distilbert huggingface/electra huggingface/vit
+huggingface/convnext huggingface/segformer
 """.split()
 
 Found = dict[str, Any]
+
+
+def models() -> list[Entry]:
+    """The zoo, with the networks of transformers at the sizes that they were published with."""
+    return [e for e in entries() if not e.name.startswith("huggingface/")] + published()
 
 
 def prune(model: nn.Module, example: Mapping[str, Any]) -> nn.Module:
@@ -143,7 +151,7 @@ def main() -> int:
     wanted = tuple(options.names) or ("",)
     chosen = [
         entry
-        for entry in entries()
+        for entry in models()
         if entry.name.startswith(wanted) and (options.all or options.names or entry.name in NAMES)
     ]
     rows: list[Found] = []

@@ -267,6 +267,14 @@ def huggingface() -> list[Entry]:
     return [_huggingface_entry(*row) for row in HUGGINGFACE]
 
 
+def published() -> list[Entry]:
+    """The same architectures at the sizes that they were published with."""
+    return [
+        _huggingface_entry(name, model, config, {}, inputs)
+        for name, model, config, _, inputs in HUGGINGFACE
+    ]
+
+
 def _huggingface_entry(
     name: str, model: str, config: str, options: Mapping[str, Any], inputs: Inputs
 ) -> Entry:
