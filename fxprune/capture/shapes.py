@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from fxprune.meta_kernels import MetaKernels
+from fxprune.meta_kernels import MetaKernels, broadcast
 
 Rule = Callable[..., Any]
 FUNCTIONS: dict[Any, Rule] = {}
@@ -152,6 +152,27 @@ def _cat(tensors: Any, dim: Any = 0) -> Any:
     return _new(first, shapes[0]) if all(shape == shapes[0] for shape in shapes) else None
 
 
+def _attention(
+    q: Any, k: Any, v: Any, attn_mask: Any = None, dropout_p: Any = 0.0, is_causal: Any = False,
+    *, scale: Any = None, enable_gqa: Any = False,
+) -> Any:  # fmt: skip
+    """`scaled_dot_product_attention` of queries, keys and values of four dimensions each."""
+    if not all(isinstance(t, Tensor) and t.is_meta and t.dim() == 4 for t in (q, k, v)):
+        return None
+    if enable_gqa or not (q.shape[:2] == k.shape[:2] == v.shape[:2] and q.numel() and v.numel()):
+        return None
+    fits = q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]
+    if not fits or not q.dtype == k.dtype == v.dtype:
+        return None
+    table = (*q.shape[:3], k.shape[2])
+    if attn_mask is not None:
+        if is_causal or attn_mask.dtype not in (torch.bool, q.dtype):
+            return None
+        if tuple(broadcast(attn_mask.shape, table) or ()) != table:
+            return None
+    return _new(q, (*q.shape[:3], v.shape[-1]))
+
+
 def _recurrent(module: nn.RNNBase, x: Any, state: Any = None) -> Any:
     if not isinstance(x, Tensor) or x.shape[-1] != module.input_size or x.dim() not in (2, 3):
         return None
@@ -204,6 +225,7 @@ FUNCTIONS[F.layer_norm] = _layer_norm
 FUNCTIONS.update(dict.fromkeys((Tensor.add, Tensor.mul, Tensor.sub, Tensor.div), _binary))
 FUNCTIONS.update(dict.fromkeys((Tensor.add_, Tensor.mul_), _binary_in_place))
 FUNCTIONS[torch.cat] = _cat
+FUNCTIONS[F.scaled_dot_product_attention] = _attention
 
 DECOMPOSED = frozenset(
     {

@@ -121,3 +121,27 @@ def test_functions(function: Any, args: tuple[Any, ...]) -> None:
     result = shapes.FUNCTIONS[function](*args)
     if result is not None:
         assert described(result) == described(function(*args))
+
+
+@pytest.mark.parametrize("mask", [None, (5, 7), (2, 1, 5, 7), (2, 3, 1, 7), (7,), (5, 1)])
+def test_attention(mask: tuple[int, ...] | None) -> None:
+    q = torch.empty(2, 5, 3, 4, device="meta").transpose(1, 2)
+    k, v = torch.empty(2, 3, 7, 4, device="meta"), torch.empty(2, 3, 7, 6, device="meta")
+    masks = [None] if mask is None else [torch.empty(mask, device="meta"), None]
+    if mask is not None:
+        masks[1] = torch.empty(mask, device="meta", dtype=torch.bool)
+    rule = shapes.FUNCTIONS[F.scaled_dot_product_attention]
+    for each in masks:
+        found = rule(q, k, v, each)
+        assert found is not None
+        assert described(found) == described(F.scaled_dot_product_attention(q, k, v, each))
+
+
+def test_attention_that_does_not_fit_is_torchs_to_refuse() -> None:
+    q, k = torch.empty(2, 3, 5, 4, device="meta"), torch.empty(2, 3, 7, 4, device="meta")
+    rule = shapes.FUNCTIONS[F.scaled_dot_product_attention]
+    assert rule(q, k, q) is None
+    assert rule(q, k[..., :3], k) is None
+    assert rule(q, k[:, :1], k[:, :1], enable_gqa=True) is None
+    assert rule(q, k, k, torch.empty(2, 7, device="meta")) is None
+    assert rule(q, k, k, torch.empty(3, 2, 3, 5, 7, device="meta")) is None
