@@ -35,6 +35,7 @@ from fxprune.plans import PruningPlan
 from fxprune.reports import PruneReport
 from fxprune.rewriter import rewrite
 from fxprune.statistics import Statistics
+from fxprune.timing import LatencyReport, compare_latency, measure_latencies
 
 __all__ = [
     "Amounts",
@@ -51,6 +52,7 @@ __all__ = [
     "ExportReport",
     "FxpruneError",
     "Group",
+    "LatencyReport",
     "LeftWholeWarning",
     "Limits",
     "Member",
@@ -66,10 +68,12 @@ __all__ = [
     "VerifyError",
     "analyze",
     "apply",
+    "compare_latency",
     "cost",
     "dot",
     "export",
     "load",
+    "measure_latencies",
     "migrate_optimizer",
     "plan",
     "plot",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -18,6 +19,7 @@ from fxprune.plans import PruningPlan
 from fxprune.reports import PruneReport, build_report
 from fxprune.rewriter import rewrite
 from fxprune.statistics import Labels, Loss, Statistics
+from fxprune.timing import compare_latency, measure_latencies
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,12 +59,15 @@ def prune(
     round_to: int | None = None,
     limits: Limits | Mapping[str, Limits] | None = None,
     normalise: str = "none",
+    latency_file: str | os.PathLike[str] | None = None,
 ) -> PruneResult:
     """Trace, analyse, plan and rewrite: a smaller module that computes what the masked model does.
 
     example_inputs, dynamic             as for `trace`
     strict                              as for `analyze`
     data, loss, labels                  as for `score`
+    latency_file                        where `measure_latencies` keeps times; they are measured if
+                                        the budget limits latency, and the report compares
     all others                          as for `plan`
 
     The model is not modified. Raises TraceError, AnalysisError, PlanError or RewriteError, and
@@ -70,6 +75,9 @@ def prune(
     """
     traced = trace(model, example_inputs, dynamic)
     analysis = analyze(traced, strict=strict)
+    latencies = None
+    if budget is not None and budget.needs_latencies:
+        latencies = measure_latencies(analysis, example_inputs, latency_file, round_to or 1)
     chosen = plan(
         analysis,
         criterion,
@@ -84,6 +92,11 @@ def prune(
         round_to=round_to,
         limits=limits,
         normalise=normalise,
+        latencies=latencies,
     )
     module = rewrite(traced, chosen)
-    return PruneResult(module, chosen, analysis, build_report(analysis, chosen, module))
+    report = build_report(analysis, chosen, module)
+    if latencies is not None:
+        latency = compare_latency(analysis, chosen, module, latencies, example_inputs)
+        report = replace(report, latency=latency)
+    return PruneResult(module, chosen, analysis, report)

@@ -14,6 +14,7 @@ from fxprune.analysis import Analysis
 from fxprune.costs import Amounts, Cost, CostModel, cost_model
 from fxprune.groups import Group
 from fxprune.plans import PruningPlan
+from fxprune.timing import LatencyReport
 
 OTHER = "(no weights)"
 """The name of the row of layers that holds what products without weights cost, as attention has."""
@@ -53,15 +54,6 @@ class LayerRow:
     macs_after: int
 
 
-@dataclass(frozen=True)
-class Latency:
-    """Seconds for the example batch: of the dense network, and of the pruned one."""
-
-    dense: float
-    predicted: float
-    measured: float
-
-
 @dataclass(frozen=True, repr=False)
 class PruneReport:
     """What pruning changed; print it to read it.
@@ -88,7 +80,7 @@ class PruneReport:
     activation_memory_before: int
     activation_memory_after: int
     notes: tuple[str, ...] = ()
-    latency: Any = None
+    latency: LatencyReport | None = None
 
     def __str__(self) -> str:
         if not self._cut:
@@ -115,10 +107,7 @@ class PruneReport:
 
     def as_data(self) -> dict[str, Any]:
         """The report as plain data: dicts, lists, numbers, texts."""
-        latency = None
-        if self.latency is not None:
-            names = ("dense", "predicted", "measured")
-            latency = {name: float(getattr(self.latency, name)) for name in names}
+        latency = None if self.latency is None else asdict(self.latency)
         plain = {name: value for name, value in vars(self).items() if name != "latency"}
         rows = {
             "groups": [asdict(row) for row in self.groups],
@@ -134,7 +123,7 @@ class PruneReport:
             "groups": tuple(GroupRow(**row) for row in data["groups"]),
             "layers": tuple(LayerRow(**row) for row in data["layers"]),
             "notes": tuple(map(str, data["notes"])),
-            "latency": None if latency is None else Latency(**latency),
+            "latency": None if latency is None else LatencyReport(**latency),
         }
         return cls(**{**data, **rows})
 

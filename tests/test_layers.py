@@ -26,6 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"costs", "statistics"}),
     frozenset({"criteria", "allocation", "ranking", "schedules"}) | {"penalties"},
     frozenset({"rewriter", "interpretation", "equivalence"})
+    | {"timing"}
     | {"compensation", "masking", "migration"},
     frozenset({"drivers", "checkpoint", "interop", "reports"})
     | {"collapse", "lottery", "regrowth"},

@@ -8,7 +8,6 @@ import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,7 +112,7 @@ def test_json_reads_back(result: fxprune.PruneResult) -> None:
 
 
 def test_latency_is_in_every_form(result: fxprune.PruneResult) -> None:
-    timed = PruneReport(**{**vars(result.report), "latency": SimpleNamespace(**LATENCY)})
+    timed = PruneReport(**{**vars(result.report), "latency": fxprune.LatencyReport(**LATENCY)})
     for text in (str(timed), timed.to_markdown()):
         assert re.search(r"latency, predicted +\|? +10 ms +\|? +6.2 ms +\|? +62.0%", text), text
         assert re.search(r"latency, measured +\|? +10 ms +\|? +6.5 ms +\|? +65.0%", text), text

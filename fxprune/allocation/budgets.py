@@ -15,6 +15,7 @@ from torch import Tensor
 from fxprune.allocation.scopes import Steps
 from fxprune.analysis import Analysis
 from fxprune.costs import CostModel, cost_model
+from fxprune.costs.latency import Latencies, LatencyModel
 from fxprune.errors import PlanError
 from fxprune.plans.base import short
 from fxprune.ranking import removal_order
@@ -32,6 +33,8 @@ class Budget:
     macs               multiply-accumulates
     params             parameter entries
     activation_memory  bytes of all nodes' results
+    latency            as a float only: fraction of the time that the dense network takes
+    latency_seconds    seconds for the example batch
 
     Raises PlanError for other values, and if there is no budget at all.
     """
@@ -39,6 +42,8 @@ class Budget:
     macs: Amount | None = None
     params: Amount | None = None
     activation_memory: Amount | None = None
+    latency: float | None = None
+    latency_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if not self.given:
@@ -53,6 +58,11 @@ class Budget:
         amounts = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: amount for name, amount in amounts.items() if amount is not None}
 
+    @property
+    def needs_latencies(self) -> bool:
+        """True if it limits a time, so that measured times are needed."""
+        return self.latency is not None or self.latency_seconds is not None
+
     def __str__(self) -> str:
         return ", ".join(f"{name}={amount}" for name, amount in self.given.items())
 
@@ -63,12 +73,20 @@ def _check(name: str, amount: Any) -> None:
             f"The budget {name} must be a float, a fraction of the dense cost, or an int, an "
             f"absolute number; got {short(amount)}, a {type(amount).__name__}."
         )
-    if isinstance(amount, float) and not 0 < amount <= 1:
+    if name == "latency_seconds":
+        if not 0 < amount < math.inf:
+            raise PlanError(f"The budget {name} must be above 0 seconds; got {short(amount)}.")
+    elif isinstance(amount, float) and not 0 < amount <= 1:
         raise PlanError(
             f"The budget {name} is a float and therefore a fraction of the dense cost, in (0, 1]; "
             f"got {short(amount)}. An absolute number is an int."
         )
-    if isinstance(amount, int) and amount < 1:
+    elif name == "latency" and isinstance(amount, int):
+        raise PlanError(
+            f"The budget latency is a fraction of the dense time, a float in (0, 1]; got {amount}. "
+            "For an absolute time use latency_seconds=."
+        )
+    elif isinstance(amount, int) and amount < 1:
         raise PlanError(f"The budget {name} must be at least 1; got {short(amount)}.")
 
 
@@ -84,31 +102,61 @@ class Target:
 
     name: str
     amount: Amount
-    cost: Callable[[Tensor], int]
-    dense: int
-    limit: int
-    samples: int  # the costs are those of so many
+    cost: Callable[[Tensor], float]
+    dense: float
+    limit: float
+    allowed: str  # the limit as text, rounded down
+    shown: Callable[[float], str]  # a cost as text, rounded up
 
     def met(self, widths: Tensor) -> bool:
         """True if the network costs no more than it may at these widths."""
         return self.cost(widths) <= self.limit
 
 
-def targets(budget: Budget, model: CostModel) -> list[Target]:
-    """The limits that a budget sets."""
+def targets(budget: Budget, model: CostModel, latencies: Latencies | None) -> list[Target]:
+    """The limits that a budget sets. Raises PlanError if it needs latencies and there are none."""
     dense = torch.tensor(model.widths(None))
     result = []
     for name, amount in budget.given.items():
-        quantity = _QUANTITIES[name]
-        cost = model.compiled[quantity].at
+        if name not in _QUANTITIES:
+            result.append(_latency_target(name, amount, model, latencies))
+            continue
+        cost = model.compiled[_QUANTITIES[name]].at
         before = cost(dense)
         samples = model.batch if name in _PER_SAMPLE else 1
         if isinstance(amount, float):
             limit = math.floor(Fraction(amount) * before)
         else:
             limit = amount * samples
-        result.append(Target(name, amount, cost, before, limit, samples))
+        result.append(
+            Target(name, amount, cost, before, limit, f"{limit // samples:,}", _of(samples))
+        )
     return result
+
+
+def _latency_target(
+    name: str, amount: Amount, model: CostModel, latencies: Latencies | None
+) -> Target:
+    if latencies is None:
+        raise PlanError(
+            f"The budget {name}={amount} needs times measured on your device: pass latencies="
+            "fxprune.measure_latencies(analysis, example_inputs), or use fxprune.prune, which "
+            "measures them."
+        )
+    limit = amount if name == "latency_seconds" else amount * latencies.dense
+    seconds = LatencyModel(model, latencies).at
+    return Target(
+        name, amount, seconds, latencies.dense, limit, _milliseconds(limit), _milliseconds
+    )
+
+
+def _of(samples: int) -> Callable[[float], str]:
+    """Writes the share of one sample of an amount for so many."""
+    return lambda amount: f"{-(-int(amount) // samples):,}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.4g} ms"
 
 
 class Removal:
@@ -155,11 +203,13 @@ def steps_to_meet(
     fixed: Tensor,
     names: Sequence[str],
     scores: Mapping[str, Tensor],
+    latencies: Latencies | None = None,
 ) -> int:
     """The fewest steps after which all budgets are met.
 
-    fixed   how many units each group loses before any step
-    names   the groups, by their numbers in `steps`
+    fixed      how many units each group loses before any step
+    names      the groups, by their numbers in `steps`
+    latencies  measured times, for budgets of latency
 
     Raises PlanError if even all steps are not enough.
     """
@@ -167,7 +217,7 @@ def steps_to_meet(
         raise PlanError("A budget needs the analysis that fxprune.analyze returns, to know costs.")
     model = cost_model(analysis)
     removal = Removal(model, names, scores)
-    limits = targets(budget, model)
+    limits = targets(budget, model, latencies)
 
     def met(count: int) -> bool:
         widths = removal.widths(fixed + steps.counts(count, len(names)))
@@ -188,11 +238,10 @@ def _unreachable(limits: Sequence[Target], widths: Tensor) -> str:
     for target in limits:
         least = target.cost(widths)
         if least > target.limit:
-            allowed, smallest = target.limit // target.samples, -(-least // target.samples)
-            dense = -(-target.dense // target.samples)
+            share = f"{least / target.dense:.1%} of the dense {target.shown(target.dense)}"
             lines.append(
-                f"The budget {target.name}={target.amount} allows {allowed:,}, and the smallest "
-                f"reachable is {smallest:,} ({least / target.dense:.1%} of the dense {dense:,})"
+                f"The budget {target.name}={target.amount} allows {target.allowed}, and the "
+                f"smallest reachable is {target.shown(least)} ({share})"
             )
     return (
         "; ".join(lines) + ". Raise the budget, relax limits=, round_to= or ignore=, or let more "

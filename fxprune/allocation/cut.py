@@ -15,6 +15,7 @@ from fxprune.allocation.limits import Limits, checked_sparsity, share
 from fxprune.allocation.normalise import Normaliser
 from fxprune.allocation.scopes import Candidate, Scope
 from fxprune.allocation.structure import kind_of
+from fxprune.costs.latency import Latencies
 from fxprune.errors import PlanError
 from fxprune.groups import Group
 from fxprune.plans import AnalysisLike
@@ -25,7 +26,7 @@ from fxprune.ranking import mean_slots
 class Goal:
     """How much goes: a sparsity or a budget. Raises PlanError unless it is one of both."""
 
-    def __init__(self, sparsity: Any, budget: Any) -> None:
+    def __init__(self, sparsity: Any, budget: Any, latencies: Latencies | None = None) -> None:
         if budget is not None and not isinstance(budget, Budget):
             raise PlanError(
                 f"budget= takes a fxprune.Budget, such as Budget(macs=0.5); got {short(budget)}."
@@ -40,6 +41,7 @@ class Goal:
                 f"A cut has one goal: got sparsity={short(sparsity)} and budget={budget!r}."
             )
         self.budget: Budget | None = budget
+        self.latencies = latencies
         self.sparsity = None if sparsity is None else checked_sparsity(sparsity)
 
     @property
@@ -99,7 +101,8 @@ class Cut:
             count = steps.up_to(self.goal.sparsity or 0.0)
         else:
             names = [group.name for group in self.groups]
-            count = steps_to_meet(self.goal.budget, self.analysis, steps, fixed, names, self.scores)
+            ask = (self.goal.budget, self.analysis, steps, fixed, names, self.scores)
+            count = steps_to_meet(*ask, self.goal.latencies)
         counts: list[int] = (fixed + steps.counts(count, len(self.groups))).tolist()
         return counts
 

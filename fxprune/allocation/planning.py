@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from fxprune.allocation.limits import Limits, limits_of
 from fxprune.allocation.normalise import find_normaliser
 from fxprune.allocation.scopes import find_scope
 from fxprune.allocation.scores import score_groups
+from fxprune.costs.latency import Latencies
 from fxprune.criteria import Criterion, Joint, Scorer, bound, criterion_name, find_criterion
 from fxprune.groups import Group
 from fxprune.plans import AnalysisLike, PruningPlan
@@ -42,6 +43,7 @@ def plan(
     round_to: int | None = None,
     limits: Limits | Mapping[str, Limits] | None = None,
     normalise: str = "none",
+    latencies: Latencies | None = None,
 ) -> PruningPlan:
     """Decide which units go, lowest scores first, until a sparsity or a budget is reached.
 
@@ -59,6 +61,7 @@ def plan(
     limits     `Limits` for all groups, or by name pattern: later patterns count more
     normalise  how scores of different groups are made comparable: "none", "mean", "max" or
                "standardise"
+    latencies  what `measure_latencies` returned, for budgets of latency
 
     At least one unit stays in every group. Of equal scores the lower index stays; between groups,
     equal scores go from the group that comes first in `analysis.groups`. A group with several
@@ -69,30 +72,29 @@ def plan(
     are in the plan's `notes`. Warns with NothingPrunedWarning if nothing goes. Raises PlanError if
     nothing may be pruned, if a budget cannot be met, and for arguments or scores without sense.
     """
-    goal, order, normaliser = Goal(sparsity, budget), find_scope(scope), find_normaliser(normalise)
-    find_criterion(criterion)  # refuse a wrong name before looking at the groups
+    goal = Goal(sparsity, budget, latencies)
+    order, normaliser = find_scope(scope), find_normaliser(normalise)
+    found = find_criterion(criterion)  # refuse a wrong name before looking at the groups
     chosen = choose_groups(analysis, groups, ignore)
-    rule = bound(find_criterion(criterion), analysis, data, loss, labels)
+    rule = bound(found, analysis, data, loss, labels)
     scores = score_groups(chosen, analysis, rule, criterion_name(criterion))
     chosen = tuple(group for group in chosen if group.name in scores)
     bounds = limits_of(chosen, analysis, limits, round_to)
     cut = Cut(analysis, chosen, scores, bounds, normaliser, order, goal)
     if not any(cut.counts):
         warnings.warn(_nothing(chosen, goal, scope), NothingPrunedWarning, stacklevel=2)
-    kept = _kept(rule, chosen, cut.counts, scores)
+    kept = _kept(rule, cut)
     record = criterion_name(criterion), goal.sparsity, scope, goal.text, cut.notes
     return PruningPlan.build(analysis, kept, *record)
 
 
-def _kept(
-    rule: Scorer, groups: Sequence[Group], counts: Sequence[int], scores: Mapping[str, Tensor]
-) -> dict[str, Any]:
+def _kept(rule: Scorer, cut: Cut) -> dict[str, Any]:
     """The units that stay of each group that loses any: its rows of indices."""
     removed = {
         group.name: torch.zeros(group.shape, dtype=torch.bool).scatter_(
-            -1, removal_order(scores[group.name])[..., :count], True
+            -1, removal_order(cut.scores[group.name])[..., :count], True
         )
-        for group, count in zip(groups, counts, strict=True)
+        for group, count in zip(cut.groups, cut.counts, strict=True)
         if count
     }
     if isinstance(rule, Joint):

@@ -218,7 +218,7 @@ def _memory(propagation: Propagation, sizes: Sizes) -> dict[str, list[Polynomial
     seen = {propagation.storages[key] for key in propagation.sources}
     found: dict[str, list[Polynomial]] = {}
     for node, value in propagation.nodes.items():
-        tensors = {leaf.key: leaf for leaf in _tensors(value)}
+        tensors = {leaf.key: leaf for leaf in tensors_in(value)}
         fresh = {key for key in tensors if propagation.storages[key] not in seen}
         seen |= {propagation.storages[key] for key in fresh}
         if node.op not in ("placeholder", "get_attr", "output"):
@@ -251,7 +251,8 @@ def _paths(name: str) -> Iterable[str]:
         name = name.rpartition(".")[0]
 
 
-def _tensors(value: Any) -> Iterable[TensorAxes]:
+def tensors_in(value: Any) -> Iterable[TensorAxes]:
+    """The tensors of a node's value, as `Propagation.nodes` states it."""
     leaves = [value] if isinstance(value, TensorAxes) else tree_leaves(value)
     return (leaf for leaf in leaves if isinstance(leaf, TensorAxes))
 
