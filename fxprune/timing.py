@@ -55,7 +55,7 @@ def measure_latencies(
     example_inputs: Any,
     file: str | os.PathLike[str] | None = None,
     round_to: int = 1,
-    repetitions: int = 10,
+    repetitions: int = 4,
 ) -> Latencies:
     """Time every node of the graph at a grid of widths, on the device where the model lies.
 
@@ -63,13 +63,13 @@ def measure_latencies(
     file            where times are kept: JSON, for several graphs, devices and numbers of threads.
                     Times of this graph on this device are read from it; others are added.
     round_to        as it will be for `plan`: rounded widths are often faster
-    repetitions     how often each network of the grid runs; of each node's times the least counts,
-                    as all else that runs on the machine only adds
+    repetitions     how often the grid is gone through; of each node's times the least counts, as
+                    all else that runs on the machine only adds
 
     Threads that wait for a processor of their own disturb times more than anything else: with
     OpenMP set OMP_PROC_BIND=true and OMP_WAIT_POLICY=passive before Python starts.
 
-    The graph runs in eval mode, without gradients, `18 * (repetitions + 3)` times in all.
+    The graph runs in eval mode, without gradients, 57 times for each repetition.
     Raises PlanError if the file holds something else.
     """
     inputs = bind_inputs(analysis.traced, example_inputs, PlanError)
@@ -127,15 +127,20 @@ def compare_latency(
 def _measure(
     analysis: Analysis, inputs: tuple[Any, ...], round_to: int, repetitions: int
 ) -> Latencies:
-    model = cost_model(analysis)
-    names = {node.name for node in analysis.traced.graph.nodes}
-    samples, dense = [], []
-    for keep, skew in itertools.product(KEEP, SKEW):
-        plan = _grid_plan(analysis, keep, skew, round_to)
-        pruned = rewrite(analysis.traced, plan, share=True).eval()
-        seconds = _node_times(pruned, inputs, names, repetitions)
-        samples.append(Sample(model.widths(plan), seconds))
-        dense += time_modules((analysis.traced,), inputs, 1)[0]  # all along, as loads change
+    plans = [_grid_plan(analysis, *at, round_to) for at in itertools.product(KEEP, SKEW)]
+    least: list[dict[str, float]] = [{} for _ in plans]
+    dense = []
+    for _ in range(repetitions):  # one after the other, as loads of the machine come and go
+        for plan, times in zip(plans, least, strict=True):
+            pruned = rewrite(analysis.traced, plan, share=True).eval()
+            for name, seconds in _node_times(pruned, inputs).items():
+                times[name] = min(seconds, times.get(name, seconds))
+        dense += time_modules((analysis.traced,), inputs, 2)[0]
+    model, names = cost_model(analysis), {node.name for node in analysis.traced.graph.nodes}
+    samples = (
+        Sample(model.widths(plan), _by_original(times, names))
+        for plan, times in zip(plans, least, strict=True)
+    )
     return Latencies(analysis.fingerprint, min(dense), tuple(samples))
 
 
@@ -152,21 +157,23 @@ def _grid_plan(analysis: Analysis, keep: float, skew: float, round_to: int) -> P
     return PruningPlan.build(analysis, kept)
 
 
-def _node_times(
-    module: fx.GraphModule, inputs: tuple[Any, ...], names: set[str], repetitions: int
-) -> Mapping[str, float]:
-    """The least seconds of each node; nodes that rewriting added count with the next one."""
+def _node_times(module: fx.GraphModule, inputs: tuple[Any, ...]) -> Mapping[str, float]:
+    """The least seconds of each node in two runs, after one to warm up."""
     timer = _Timer(module, _synchroniser(module))
     runs = []
     with torch.no_grad():
-        for _ in range(repetitions + 1):
+        for _ in range(3):
             timer.seconds = {}
             timer.run(*inputs, enable_io_processing=False)
             runs.append(timer.seconds)
-    least = {name: min(run[name] for run in runs[1:]) for name in runs[0]}
+    return {name: min(run[name] for run in runs[1:]) for name in runs[0]}
+
+
+def _by_original(times: Mapping[str, float], names: set[str]) -> dict[str, float]:
+    """Seconds of the original's nodes; those that rewriting added count with the next one."""
     result: dict[str, float] = {}
     extra = 0.0
-    for name, seconds in least.items():
+    for name, seconds in times.items():
         extra += seconds
         if name in names:
             result[name], extra = extra, 0.0

@@ -50,6 +50,7 @@ def plan(
     criterion  as for `score`
     sparsity   the fraction of units to remove, in [0, 1), rounded down; or
     budget     what the result may cost, met to within one unit
+    latencies  what `measure_latencies` returned, for budgets of latency
     scope      "local": every group loses the same fraction of its units. "global": the lowest
                scores of all groups go first. "isomorphic": the same among groups of the same
                structure, and each kind loses the same fraction.
@@ -61,7 +62,6 @@ def plan(
     limits     `Limits` for all groups, or by name pattern: later patterns count more
     normalise  how scores of different groups are made comparable: "none", "mean", "max" or
                "standardise"
-    latencies  what `measure_latencies` returned, for budgets of latency
 
     At least one unit stays in every group. Of equal scores the lower index stays; between groups,
     equal scores go from the group that comes first in `analysis.groups`. A group with several
@@ -83,9 +83,8 @@ def plan(
     cut = Cut(analysis, chosen, scores, bounds, normaliser, order, goal)
     if not any(cut.counts):
         warnings.warn(_nothing(chosen, goal, scope), NothingPrunedWarning, stacklevel=2)
-    kept = _kept(rule, cut)
     record = criterion_name(criterion), goal.sparsity, scope, goal.text, cut.notes
-    return PruningPlan.build(analysis, kept, *record)
+    return PruningPlan.build(analysis, _kept(rule, cut), *record)
 
 
 def _kept(rule: Scorer, cut: Cut) -> dict[str, Any]:

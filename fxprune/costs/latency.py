@@ -65,6 +65,9 @@ class Latencies:
 class LatencyModel:
     """The seconds that a graph takes at any widths; they fall as widths do.
 
+    block  sizes are rounded up to multiples of this
+    scale  the seconds of the dense graph as a whole to the sum of its nodes': one factor for all
+
     Raises PlanError if the times are those of another graph.
     """
 
@@ -83,13 +86,13 @@ class LatencyModel:
         grid = [sample.widths for sample in latencies.samples]
         self.block = min(BLOCKS, key=lambda b: _curvature(works, times, grid, b))
         self._nodes = [_Node(works[name], grid, times[name], self.block) for name in names]
-        self._scale = 1.0
-        self._scale = latencies.dense / self.at(self._model.widths(None))
+        self.scale = 1.0
+        self.scale = latencies.dense / self.at(self._model.widths(None))
 
     def at(self, widths: Sequence[int] | Tensor) -> float:
         """Seconds at these widths, one for each number."""
         sizes = widths.tolist() if isinstance(widths, Tensor) else widths
-        return self._scale * sum(node.at(sizes) for node in self._nodes)
+        return self.scale * sum(node.at(sizes) for node in self._nodes)
 
     def after(self, plan: PruningPlan | None) -> float:
         """Seconds that a plan leaves."""
