@@ -27,11 +27,12 @@ from fxprune.errors import (
     TraceError,
     VerifyError,
 )
+from fxprune.factoring import FactorizeReport, FactorizeResult, factorize
 from fxprune.groups import Group, Member
 from fxprune.interop import ExportReport, export
 from fxprune.migration import apply, migrate_optimizer, restore
 from fxprune.pictures import dot, plot, svg
-from fxprune.plans import PruningPlan
+from fxprune.plans import FactorizationPlan, PruningPlan
 from fxprune.reports import PruneReport
 from fxprune.rewriter import rewrite
 from fxprune.statistics import Statistics
@@ -50,6 +51,9 @@ __all__ = [
     "EquivalenceReport",
     "ExportError",
     "ExportReport",
+    "FactorizationPlan",
+    "FactorizeReport",
+    "FactorizeResult",
     "FxpruneError",
     "Group",
     "LatencyReport",
@@ -72,6 +76,7 @@ __all__ = [
     "cost",
     "dot",
     "export",
+    "factorize",
     "load",
     "measure_latencies",
     "migrate_optimizer",

@@ -1,6 +1,7 @@
 """`verify`: does the pruned graph compute what the original computes without the removed units?
 
-Two laws, the stronger one that applies is checked on the user's inputs:
+For a plan that removes units the stronger one of two laws that applies is checked on the user's
+inputs:
 
 * *masked equivalence*, where all pruned groups are maskable: the pruned module equals the original
   with the removed entries of its parameters set to zero. It needs nothing but the two modules and
@@ -8,6 +9,10 @@ Two laws, the stronger one that applies is checked on the user's inputs:
 * *masked interpretation*, for all groups: the original is interpreted op by op at full size;
   removed positions are set to zero after every op, and ops that normalise over a pruned axis see
   the kept positions only.
+
+For a plan that makes layers factors the law is *dense reconstruction*: the module equals the
+original with each such weight replaced by the product of its factors, and that product is what the
+plan leaves of the weight.
 
 On failure both graphs are compared node by node, and the first node whose kept entries differ is
 named.
@@ -28,17 +33,19 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fxprune.analysis import Analysis, analysis_of
 from fxprune.errors import FxpruneError, VerifyError
+from fxprune.factorization.emission import product_of_factors
 from fxprune.grouping import build_groups
 from fxprune.inputs import bind_inputs
 from fxprune.interpretation import Interpretation, NodeValues
 from fxprune.meta import unpacked
-from fxprune.plans import PruningPlan
+from fxprune.plans import FactorizationPlan, PruningPlan
 from fxprune.propagate import TensorAxes, propagate
 from fxprune.rules.base import Layout
 from fxprune.selection import Selection
 
 MASKED_EQUIVALENCE = "masked equivalence"
 MASKED_INTERPRETATION = "masked interpretation"
+DENSE_RECONSTRUCTION = "dense reconstruction"
 
 _TOLERANCES: Mapping[torch.dtype, float] = MappingProxyType(
     {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -52,7 +59,7 @@ class EquivalenceReport:
     ok              max_error is within the tolerance
     max_error       max|a-b| / max|b| per output tensor, the largest over the outputs; inf for NaN
     first_mismatch  the first node whose result differs, and how; None if ok
-    law             "masked equivalence" or "masked interpretation"
+    law             "masked equivalence", "masked interpretation" or "dense reconstruction"
     tolerance       the largest error that counts as equal
     """
 
@@ -72,7 +79,7 @@ class EquivalenceReport:
 
 def verify(
     traced: fx.GraphModule,
-    plan: PruningPlan,
+    plan: PruningPlan | FactorizationPlan,
     pruned: fx.GraphModule,
     inputs: Any,
     dtype: torch.dtype | None = None,
@@ -89,18 +96,20 @@ def verify(
     plan.check_fingerprint(analysis.fingerprint)
     original, slim = _prepared(traced, dtype), _prepared(pruned, dtype)
     values = tuple(_converted(value, dtype) for value in bind_inputs(traced, inputs, VerifyError))
-    maskable = all(plan.group(name).maskable for name in plan.kept_units)
-    reference = _Reference(original, analysis, plan, values, maskable)
+    reference: _Reference
+    if isinstance(plan, FactorizationPlan):
+        reference = _Dense(original, plan, pruned, values)
+    else:
+        reference = _Masked(original, analysis, plan, values)
     with _running("original", values):
         expected = reference.output()
     with _running("pruned", values):
         actual = _run(slim, values)
     error = max_error(actual, expected)
     limit = _tolerance(expected) if tolerance is None else tolerance
-    ok = error <= limit
-    first = None if ok else _first_mismatch(reference, slim, values, limit)
-    law = MASKED_EQUIVALENCE if maskable else MASKED_INTERPRETATION
-    return EquivalenceReport(ok, error, first, law, limit)
+    ok = error <= limit and reference.fault is None
+    first = None if ok else reference.fault or _first_mismatch(reference, slim, values, limit)
+    return EquivalenceReport(ok, error, first, reference.law, limit)
 
 
 def max_error(actual: Any, expected: Any) -> float:
@@ -167,7 +176,53 @@ def _run(module: fx.GraphModule, values: tuple[Any, ...]) -> Any:
 
 
 class _Reference:
-    """The original with the plan's units masked: its output, and its nodes' values one by one."""
+    """What the pruned graph must compute: the output, and nodes' values one by one."""
+
+    law: str
+    fault: str | None = None
+    """What is wrong before anything runs."""
+
+    def __init__(self, original: fx.GraphModule, values: tuple[Any, ...]) -> None:
+        self.original, self.values = original, values
+
+    def output(self) -> Any:
+        """The tensors of the reference output."""
+        return _tensors(_run(self.original, self.values))
+
+    def node_values(self) -> NodeValues:
+        """Each node of the original with its value."""
+        return _executed(self.original, self.values)
+
+    def compact(self, node: fx.Node, value: Any) -> list[Tensor]:
+        """What the pruned graph has of a node's tensors."""
+        return _tensors(value)
+
+
+class _Dense(_Reference):
+    """The original with the product of its factors for the weight of each layer in factors."""
+
+    law = DENSE_RECONSTRUCTION
+
+    def __init__(
+        self,
+        original: fx.GraphModule,
+        plan: FactorizationPlan,
+        pruned: fx.GraphModule,
+        values: tuple[Any, ...],
+    ) -> None:
+        super().__init__(original, values)
+        for name, bases in plan.layers.items():
+            weight = original.get_parameter(f"{name}.weight").detach()
+            product, stored = product_of_factors(pruned, name)
+            error = max_error([product], [bases.project(weight)])
+            if error > _TOLERANCES.get(stored, 0.0) and self.fault is None:
+                self.fault = f"layer {name!r}: the product of its factors is off by {error:.1e}"
+            if product.shape == weight.shape:
+                weight.copy_(product)
+
+
+class _Masked(_Reference):
+    """The original with the plan's units masked."""
 
     def __init__(
         self,
@@ -175,9 +230,11 @@ class _Reference:
         analysis: Analysis,
         plan: PruningPlan,
         values: tuple[Any, ...],
-        maskable: bool,
     ) -> None:
-        self.original, self.plan, self.values, self.maskable = original, plan, values, maskable
+        super().__init__(original, values)
+        self.plan = plan
+        self.maskable = all(plan.group(name).maskable for name in plan.kept_units)
+        self.law = MASKED_EQUIVALENCE if self.maskable else MASKED_INTERPRETATION
         self._apply_masks()
         self.selection = Selection(_at_sizes(original, analysis, values), plan)
 

@@ -27,9 +27,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"criteria", "allocation", "ranking", "schedules"}) | {"penalties"},
     frozenset({"rewriter", "interpretation", "equivalence"})
     | {"timing"}
-    | {"compensation", "masking", "migration"},
+    | {"compensation", "factorization", "masking", "migration"},
     frozenset({"drivers", "checkpoint", "interop", "reports"})
-    | {"collapse", "lottery", "regrowth"},
+    | {"collapse", "factoring", "lottery", "regrowth"},
     frozenset({"cli", "passes", "pictures", "__init__", "__main__"}),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -18,6 +18,8 @@ from fxprune.plans.text import strict_json
 
 TENSORS = "model.safetensors"
 PLAN = "plan.json"
+BASES = "plan.safetensors"
+"""Of a factorisation's plan: its bases, in float64 and no more than the factors."""
 GRAPH = "graph.json"
 FORMAT = "fxprune-graph"
 VERSION = 1
@@ -152,11 +154,15 @@ def _check_table(table: Mapping[str, Any]) -> None:
             raise CheckpointError(f"The table of {GRAPH} is malformed at {short(name)}.")
 
 
+_SHARE: Mapping[str, int] = {TENSORS: 2, BASES: 8}
+"""Bytes that a file has at most for each byte of the stored tensors."""
+
+
 def check_digest(folder: Path, name: str, what: str, graph: Mapping[str, Any]) -> None:
     """Raise CheckpointError unless the file is the one that `graph` was saved with."""
     path = folder / name
     try:
-        check_file(path, MOST_TEXT + 2 * stored_bytes(graph) if name == TENSORS else MOST_TEXT)
+        check_file(path, MOST_TEXT + _SHARE.get(name, 0) * stored_bytes(graph))
         digest = file_digest(path)
     except OSError as error:
         raise CheckpointError(

@@ -8,6 +8,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,16 +16,14 @@ from unittest import mock
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.analysis import analyze, fingerprint
+from fxprune.analysis import Analysis, analyze, fingerprint
 from fxprune.capture import trace
-from fxprune.checkpoint import files, tensors
+from fxprune.checkpoint import files, plan_files, tensors
+from fxprune.checkpoint.plan_files import Plan
 from fxprune.checkpoint.rebuilding import rebuild
 from fxprune.checkpoint.values import decode
 from fxprune.errors import CheckpointError, PlanError
-from fxprune.plans import PruningPlan
 from fxprune.plans.base import short
-from fxprune.plans.text import parsed
-from fxprune.rewriter import rewrite
 
 Factory = Callable[[], nn.Module]
 
@@ -64,19 +63,32 @@ def load(
     if model_factory is None:
         module = _without_class(graph, stored)
     else:
-        module = _with_class(graph, stored, text, model_factory, example_inputs, dynamic)
+        plan_of = partial(plan_files.read_plan, folder, text, graph)
+        module = _with_class(graph, stored, plan_of, model_factory, example_inputs, dynamic)
     training = set(graph["training"])
     for name, child in module.named_modules():
         child.__dict__["training"] = name in training
     return module
 
 
-def _check_plan(text: str, graph: Mapping[str, Any]) -> None:
+def load_plan(directory: str | os.PathLike[str], analysis: Analysis) -> Plan:
+    """The plan that `save` wrote to `directory`, for an analysis of the graph that it is for.
+
+    Raises CheckpointError as `load` does, and if the plan is for another graph.
+    """
+    folder = Path(directory)
+    graph = files.read_graph(folder / files.GRAPH)
+    files.check_digest(folder, files.PLAN, "plan", graph)
+    text = files.read_text(folder / files.PLAN, "plan")
+    _check_plan(text, graph)
     try:
-        fingerprint_of_plan = parsed(text, files.MOST_TEXT)["fingerprint"]
+        return plan_files.read_plan(folder, text, graph, analysis)
     except PlanError as error:
-        raise CheckpointError(f"{files.PLAN} is no plan: {error}") from error
-    if graph["original"].get("fingerprint") != fingerprint_of_plan:
+        raise CheckpointError(f"The plan {files.PLAN} does not fit the graph: {error}") from error
+
+
+def _check_plan(text: str, graph: Mapping[str, Any]) -> None:
+    if graph["original"].get("fingerprint") != plan_files.fingerprint_of(text):
         raise CheckpointError(
             f"{files.PLAN} is for another graph than {files.GRAPH}: their fingerprints differ. "
             "Keep the files of one save together."
@@ -96,7 +108,7 @@ def _without_class(graph: Mapping[str, Any], stored: tensors.Stored) -> fx.Graph
 def _with_class(
     graph: Mapping[str, Any],
     stored: tensors.Stored,
-    text: str,
+    plan_of: Callable[[Analysis], Plan],
     model_factory: Factory,
     example_inputs: Any,
     dynamic: Any,
@@ -106,12 +118,12 @@ def _with_class(
         example_inputs = _examples(graph["inputs"], model)
     traced = trace(model, example_inputs, dynamic)
     try:
-        plan = PruningPlan.from_json(text, analyze(traced))
+        plan = plan_of(analyze(traced))
     except PlanError as error:
         raise CheckpointError(
             f"The plan {files.PLAN} does not fit the model that model_factory made: {error}"
         ) from error
-    pruned = rewrite(traced, plan)
+    pruned = plan_files.apply_plan(traced, plan)
     tensors.fill(pruned, graph["tensors"], stored)
     expected = graph["graph"] and graph["graph"]["fingerprint"]
     if expected and fingerprint(pruned) != expected:

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from fxprune.checkpoint import files, tensors
+from fxprune.checkpoint import files, plan_files, tensors
 from fxprune.checkpoint.describing import describe, inputs_of
-from fxprune.plans import PruningPlan
+from fxprune.checkpoint.plan_files import Plan
 from fxprune.plans.base import short
 
 
@@ -25,7 +25,7 @@ class Pruned(Protocol):
         """The pruned module."""
 
     @property
-    def plan(self) -> PruningPlan:
+    def plan(self) -> Plan:
         """The plan that was applied to the original."""
 
 
@@ -34,11 +34,13 @@ class ClassNeededWarning(UserWarning):
 
 
 def save(
-    pruned: Pruned | tuple[nn.Module, PruningPlan], directory: str | os.PathLike[str]
+    pruned: Pruned | tuple[nn.Module, Plan], directory: str | os.PathLike[str]
 ) -> tuple[str, ...]:
     """Write `model.safetensors`, `plan.json` and `graph.json` to `directory`, made if need be.
 
-    pruned     what `prune` returned, or the pruned module (fine-tuned or not) and its plan
+    The bases of a factorisation's plan go to `plan.safetensors`.
+
+    pruned     what `prune` or `factorize` returned, or the module (fine-tuned or not) and its plan
     directory  files of an earlier save in it are replaced
 
     Returns why `load` needs the model's class: what the graph calls that no file can describe, such
@@ -53,13 +55,15 @@ def save(
     plan_text = plan.to_json()
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = {name: folder / f"{name}.partial" for name in (files.TENSORS, files.PLAN)}
+    names = (files.TENSORS, files.PLAN, *[files.BASES] * bool(plan_files.tensors_of(plan)))
+    partial = {name: folder / f"{name}.partial" for name in names}
     # Written aside and then renamed, so that an interrupted save leaves no half-written file; the
     # digests tell a file of this save from one of an earlier save.
     try:
         metadata = {"plan": files.text_digest(plan_text)}
         tensors.write(module, partial[files.TENSORS], metadata)
         partial[files.PLAN].write_text(plan_text, encoding="utf-8")
+        plan_files.write_tensors(plan, partial.get(files.BASES))
         content = {
             "format": files.FORMAT,
             "version": files.VERSION,
@@ -77,6 +81,8 @@ def save(
         partial[files.GRAPH].write_text(files.sealed(content), encoding="utf-8")
         for name, path in partial.items():
             os.replace(path, folder / name)
+        if files.BASES not in partial:
+            (folder / files.BASES).unlink(missing_ok=True)  # of an earlier save
     finally:
         for path in partial.values():
             path.unlink(missing_ok=True)

@@ -34,6 +34,13 @@ def longest(analysis: AnalysisLike) -> int:
 
 def parsed(text: str, longest: int) -> dict[str, Any]:
     """The fields of a stored plan, each of a type that `_FIELDS` allows."""
+    return parsed_as(text, longest, FORMAT, VERSION, _FIELDS)
+
+
+def parsed_as(
+    text: str, longest: int, form: str, version: int, fields: Mapping[str, tuple[type, ...]]
+) -> dict[str, Any]:
+    """The fields of a stored plan of one format, each of a type that `fields` allows."""
     if len(text) > longest:
         raise PlanError(
             f"The plan's text has {len(text)} characters; a plan for this graph has at most "
@@ -43,17 +50,17 @@ def parsed(text: str, longest: int) -> dict[str, Any]:
         data = strict_json(text)
     except (ValueError, RecursionError) as error:
         raise PlanError(f"The plan's text is not valid JSON: {error}.") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise PlanError(f'The text is no plan: it lacks "format": "{FORMAT}".')
-    if data.get("version") != VERSION:
+    if not isinstance(data, dict) or data.get("format") != form:
+        raise PlanError(f'The text is no plan: it lacks "format": "{form}".')
+    if data.get("version") != version:
         raise PlanError(
             f"The plan has version {short(data.get('version'))}, and this fxprune reads version "
-            f"{VERSION}: make the plan again, or use the fxprune that wrote it."
+            f"{version}: make the plan again, or use the fxprune that wrote it."
         )
-    if data.keys() != _FIELDS.keys():
-        odd = sorted(data.keys() ^ _FIELDS.keys())
+    if data.keys() != fields.keys():
+        odd = sorted(data.keys() ^ fields.keys())
         raise PlanError(f"The plan's fields do not fit its version: {short(odd)}.")
-    for name, types in _FIELDS.items():
+    for name, types in fields.items():
         if type(data[name]) not in types:
             raise PlanError(f"The plan's {name!r} may not be {short(data[name])}.")
     odd = [note for note in data["notes"] if not isinstance(note, str)]

@@ -13,6 +13,7 @@ from fxprune.costs import Amounts, savings
 from fxprune.errors import AnalysisError, NotApplicableError
 from fxprune.groups import Group
 from fxprune.plans import PruningPlan
+from fxprune.statistics.channels import ChannelFactors, channel_factors
 from fxprune.statistics.contributions import contributions
 from fxprune.statistics.gradients import (
     hessian_product,
@@ -193,6 +194,12 @@ class Statistics:
         """
         self._check_version()
         return hessian_product(self._passes.at(temperature), vector)
+
+    @cached_property
+    def channel_factors(self) -> Mapping[str, ChannelFactors]:
+        """The Kronecker factors by channel of every layer, by its name; see `kronecker`."""
+        self._check_version()
+        return channel_factors(self._passes)
 
     def gradient_flow(self, temperature: float = 1.0) -> Mapping[str, Tensor]:
         """H g, the Hessian times the gradient, by parameter: how the gradient's norm changes."""
