@@ -101,6 +101,45 @@ def test_the_class_is_made_without_memory_for_its_parameters(tmp_path: Path) -> 
     assert torch.equal(loaded(TOKENS)["logits"], result.module(TOKENS)["logits"])
 
 
+class Mixed(nn.Module):
+    """Two floating dtypes and a complex one, a guard on a size, a free length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow = nn.Linear(4, 8, dtype=torch.bfloat16)
+        self.wide = nn.Linear(8, 2, dtype=torch.float64)
+        self.phase = nn.Parameter(torch.randn(2, dtype=torch.complex64))
+        self.register_buffer("count", torch.tensor(3))
+        self.register_buffer("mask", torch.tensor([True, False]), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.wide(torch.relu(self.narrow(x)).double()) + self.count
+        return torch.where(self.mask, y, y * self.phase.abs())
+
+
+@pytest.mark.parametrize("factory", [None, Mixed])
+def test_dtypes_guards_and_free_sizes_survive(factory: Any, tmp_path: Path) -> None:
+    def inputs(length: int, features: int = 4) -> Tensor:
+        return torch.randn(length, features, dtype=torch.bfloat16)
+
+    result = fxprune.prune(Mixed(), inputs(3), sparsity=0.5)
+    fxprune.save(result, tmp_path)
+    loaded = fxprune.load(tmp_path, factory)
+    for name, tensor in result.module.state_dict().items():
+        found = loaded.state_dict()[name]
+        assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(found, tensor), name
+    assert "mask" not in loaded.state_dict()
+    longer = inputs(7)
+    assert torch.equal(loaded(longer), result.module(longer))
+    messages = []
+    for module in (result.module, loaded):
+        with pytest.raises(fxprune.TraceError) as refused:
+            module(inputs(3, 5))
+        messages.append(str(refused.value))
+    assert messages[0] == messages[1]
+
+
 class Doubled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
