@@ -38,7 +38,7 @@ def load(
 
     Without `model_factory` the graph is made from its description, in which only known operators
     and modules may appear. Output classes of other libraries come back as stand-ins with the same
-    parts.
+    parts. Tensors are on the CPU.
 
     model_factory   makes the original, unpruned model; its parameters get no memory, and what the
                     plan leaves of them is filled from the file
