@@ -35,6 +35,7 @@ from fxprune.pictures import dot, plot, svg
 from fxprune.plans import FactorizationPlan, PruningPlan
 from fxprune.reports import PruneReport
 from fxprune.rewriter import rewrite
+from fxprune.rounds import Step, iterate
 from fxprune.statistics import Statistics
 from fxprune.timing import LatencyReport, compare_latency, measure_latencies
 
@@ -68,6 +69,7 @@ __all__ = [
     "PruningPlan",
     "RewriteError",
     "Statistics",
+    "Step",
     "TraceError",
     "VerifyError",
     "analyze",
@@ -77,6 +79,7 @@ __all__ = [
     "dot",
     "export",
     "factorize",
+    "iterate",
     "load",
     "measure_latencies",
     "migrate_optimizer",

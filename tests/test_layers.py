@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     | {"timing"}
     | {"compensation", "factorization", "masking", "migration"},
     frozenset({"drivers", "checkpoint", "interop", "reports"})
-    | {"collapse", "factoring", "lottery", "regrowth"},
+    | {"collapse", "factoring", "lottery", "regrowth", "rounds"},
     frozenset({"cli", "passes", "pictures", "__init__", "__main__"}),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

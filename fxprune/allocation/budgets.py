@@ -150,6 +150,35 @@ def _latency_target(
     )
 
 
+def spread(
+    budget: Budget,
+    analysis: Analysis,
+    ratios: Callable[[float], Sequence[float]],
+    latencies: Latencies | None = None,
+) -> list[Budget]:
+    """A budget for each round, the last one that of the end.
+
+    ratios  fraction of the dense cost that is left in the end → those after each round
+    """
+    rows = {}
+    for target in targets(budget, cost_model(analysis), latencies):
+        keep = min(1.0, target.limit / target.dense)
+        factors = [ratio / keep for ratio in ratios(keep)[:-1]]
+        rows[target.name] = [*(_scaled(target, factor) for factor in factors), target.amount]
+    return [
+        Budget(**dict(zip(rows, amounts, strict=True)))
+        for amounts in zip(*rows.values(), strict=True)
+    ]
+
+
+def _scaled(target: Target, factor: float) -> Amount:
+    if target.name == "latency_seconds":
+        return target.amount * factor
+    if isinstance(target.amount, int):
+        return max(1, int(target.amount * factor))
+    return min(1.0, target.amount * factor)
+
+
 def _of(samples: int) -> Callable[[float], str]:
     """Writes the share of one sample of an amount for so many."""
     return lambda amount: f"{-(-int(amount) // samples):,}"
