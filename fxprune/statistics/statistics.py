@@ -44,8 +44,8 @@ class Statistics:
                  mean over samples. None for cross-entropy with class indices.
     labels       "empirical" for those of the data, "model" for labels drawn from the model's
                  output: categorical where targets are class indices, else normal with variance 1
-    micro_batch  at most so many samples run at once. Peak memory is that of a forward and backward
-                 pass over them with frozen parameters, plus 8 bytes per sample and unit.
+    micro_batch  at most so many samples run at once. Peak memory is about that of a plain forward
+                 and backward pass over them, plus 8 bytes per sample of all data and unit.
     seed         of the labels that are drawn
     progress     show a progress bar
     batch_dim    the dimension of the inputs that counts samples
