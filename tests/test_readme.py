@@ -1,14 +1,17 @@
-"""The README's examples run, and print what the README says they print."""
+"""The README's examples and commands run, and print what the README says they print."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from fxprune.cli import main
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -62,3 +65,51 @@ def test_examples_and_their_outputs_are_found() -> None:
 def test_a_wrong_output_is_noticed() -> None:
     (example,) = examples_of("```python\nprint(1)\n```\n```text\n2\n```\n")
     assert lines(run(example, {})) != lines(example.output)
+
+
+# A tour of the command line: lines of "$ command", each followed by what it prints.
+TOUR = re.compile(r"```console\n(.*?)```", re.DOTALL)
+
+
+def commands_of(text: str) -> tuple[tuple[str, str], ...]:
+    """Each command of the tours, and what it prints."""
+    blocks = "".join(match[1] for match in TOUR.finditer(text))
+    parts = re.split(r"^\$ ", blocks, flags=re.MULTILINE)[1:]
+    split = (part.partition("\n") for part in parts)
+    return tuple((command, output) for command, _, output in split)
+
+
+def printed_like(output: str, expected: str) -> bool:
+    """Whether lines are those expected; "..." stands for any lines, or for any part of one."""
+    patterns = [
+        r"(?:.*\n)*?" if line == "..." else ".*".join(map(re.escape, line.split("..."))) + r" *\n"
+        for line in expected.splitlines()
+    ]
+    return re.fullmatch("".join(patterns), output.rstrip("\n") + "\n") is not None
+
+
+def test_the_tour_of_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = commands_of(README.read_text(encoding="utf-8"))
+    names = {command.split()[1] for command, _ in commands}
+    assert names == {"groups", "explain", "prune", "verify", "report", "export", "diff"}
+    monkeypatch.chdir(tmp_path)
+    for command, expected in commands:
+        program, *arguments = shlex.split(command)
+        assert program == "fxprune"
+        code = main(arguments)
+        output, errors = capsys.readouterr()
+        assert code == (1 if arguments[0] == "diff" else 0), f"{command}: {errors}"
+        assert printed_like(output, expected), f"{command}\n{output}"
+
+
+def test_printed_like() -> None:
+    assert commands_of("x\n```console\n$ a b\n1\n...\n$ c\n```\n") == (
+        ("a b", "1\n...\n"),
+        ("c", ""),
+    )
+    assert printed_like("1\n2\n3\n4\n", "1\n...\n4\n")
+    assert printed_like("error 1e-7 (ok)\n", "error ... (ok)\n")
+    assert not printed_like("1\n2\n", "1\n")
+    assert not printed_like("1\n5\n", "1\n...\n4\n")
