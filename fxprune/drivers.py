@@ -73,28 +73,43 @@ def prune(
     The model is not modified. Raises TraceError, AnalysisError, PlanError or RewriteError, and
     warns with NothingPrunedWarning if the sparsity is too small to remove anything.
     """
-    traced = trace(model, example_inputs, dynamic)
-    analysis = analyze(traced, strict=strict)
-    latencies = None
-    if budget is not None and budget.needs_latencies:
-        latencies = measure_latencies(analysis, example_inputs, latency_file, round_to or 1)
-    chosen = plan(
+    analysis = analyze(trace(model, example_inputs, dynamic), strict=strict)
+    return prune_analysed(
         analysis,
-        criterion,
-        sparsity,
-        scope,
-        groups,
-        data,
-        loss,
-        labels,
+        example_inputs,
+        latency_file,
+        criterion=criterion,
+        sparsity=sparsity,
+        scope=scope,
+        groups=groups,
+        data=data,
+        loss=loss,
+        labels=labels,
         budget=budget,
         ignore=ignore,
         round_to=round_to,
         limits=limits,
         normalise=normalise,
-        latencies=latencies,
     )
-    module = rewrite(traced, chosen)
+
+
+def prune_analysed(
+    analysis: Analysis,
+    example_inputs: Any,
+    latency_file: str | os.PathLike[str] | None = None,
+    **planning: Any,
+) -> PruneResult:
+    """What `prune` does with a graph that is captured and analysed already.
+
+    example_inputs, latency_file  are needed for budgets of latency only
+    planning                      keywords of `plan`
+    """
+    budget, latencies = planning.get("budget"), None
+    if isinstance(budget, Budget) and budget.needs_latencies:
+        rounding = planning.get("round_to") or 1
+        latencies = measure_latencies(analysis, example_inputs, latency_file, rounding)
+    chosen = plan(analysis, **planning, latencies=latencies)
+    module = rewrite(analysis.traced, chosen)
     report = build_report(analysis, chosen, module)
     if latencies is not None:
         latency = compare_latency(analysis, chosen, module, latencies, example_inputs)

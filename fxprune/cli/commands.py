@@ -8,21 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fxprune.allocation import Budget, Limits, plan
-from fxprune.analysis import Analysis
+from fxprune.allocation import Budget, Limits
 from fxprune.checkpoint import save
 from fxprune.cli import models
 from fxprune.cli.inputs import read_tensors
 from fxprune.cli.outcome import FAILED, OK, Outcome, SourceError, UsageError
 from fxprune.cli.progress import Progress
 from fxprune.costs import cost
-from fxprune.drivers import PruneResult
+from fxprune.drivers import prune_analysed
 from fxprune.equivalence import verify
 from fxprune.interop import export as export_module
 from fxprune.pictures import dot, plot, svg
-from fxprune.plans import PruningPlan
-from fxprune.reports import build_report
-from fxprune.rewriter import rewrite
 
 
 def prune(args: Namespace) -> Outcome:
@@ -32,13 +28,18 @@ def prune(args: Namespace) -> Outcome:
     if (args.sparsity is None) == (budget is None):
         raise UsageError("say how far: --sparsity 0.5, or --budget macs=0.5")
     analysis, inputs = models.analysis_of(args, progress)
-    chosen = progress.stage("planning", lambda: _plan(args, analysis, budget, progress))
-    module = progress.stage("rewriting", lambda: rewrite(analysis.traced, chosen))
-    result = PruneResult(module, chosen, analysis, build_report(analysis, chosen, module))
+    planning = _planning(args, budget, progress)
+    if budget is not None and budget.needs_latencies:
+        inputs = models.real_inputs(analysis.traced, inputs)
+    result = progress.stage(
+        "pruning", lambda: prune_analysed(analysis, inputs, args.latency_file, **planning)
+    )
     text, data, code = [str(result.report)], {"report": result.report.as_data()}, OK
     if args.verify:
         values = models.real_inputs(analysis.traced, inputs)
-        proof = progress.stage("verifying", lambda: verify(analysis.traced, chosen, module, values))
+        proof = progress.stage(
+            "verifying", lambda: verify(analysis.traced, result.plan, result.module, values)
+        )
         text.append(str(proof))
         data["proof"] = asdict(proof)
         code = OK if proof.ok else FAILED
@@ -49,28 +50,17 @@ def prune(args: Namespace) -> Outcome:
     return Outcome("\n".join(text), data, code)
 
 
-def _plan(
-    args: Namespace, analysis: Analysis, budget: Budget | None, progress: Progress
-) -> PruningPlan:
+def _planning(args: Namespace, budget: Budget | None, progress: Progress) -> dict[str, Any]:
+    """The keywords of `fxprune.plan`."""
     limits = None
     if args.min_keep is not None or args.max_sparsity is not None:
-        given = {"min_keep": args.min_keep, "max_sparsity": args.max_sparsity}
-        limits = Limits(**{name: value for name, value in given.items() if value is not None})
+        limits = Limits(min_keep=args.min_keep, max_sparsity=args.max_sparsity)
     data = None
     if args.data is not None:
         data = list(progress.each("reading", _batches(args.data, args.batch_size)))
-    return plan(
-        analysis,
-        args.criterion,
-        args.sparsity,
-        args.scope,
-        data=data,
-        budget=budget,
-        ignore=args.ignore,
-        round_to=args.round_to,
-        limits=limits,
-        normalise=args.normalise,
-    )
+    same = ("criterion", "sparsity", "scope", "ignore", "round_to", "normalise")
+    planning = {name: getattr(args, name) for name in same}
+    return {**planning, "budget": budget, "limits": limits, "data": data}
 
 
 def _budget(texts: Sequence[str]) -> Budget | None:

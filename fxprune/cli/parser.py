@@ -130,8 +130,9 @@ def _prune(prune: _Parser) -> None:
         action="append",
         default=[],
         metavar="NAME=AMOUNT",
-        help="repeatable: macs=0.5 is a fraction, params=1000000 a number",
+        help="repeatable: macs=0.5 and latency=0.6 are fractions, params=1000000 a number",
     )
+    prune.add_argument("--latency-file", metavar="FILE", help="keep measured times here")
     prune.add_argument("--criterion", default="magnitude", help="which units go (magnitude)")
     prune.add_argument("--scope", default="local", choices=tuple(SCOPES))
     prune.add_argument("--normalise", default="none", choices=tuple(NORMALISERS))

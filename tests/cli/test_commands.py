@@ -73,6 +73,14 @@ def test_prune_to_a_budget_and_check(run: Run) -> None:
     assert data["report"]["parameters_after"] <= 2000 < data["report"]["parameters_before"]
 
 
+def test_a_budget_of_latency_is_measured(run: Run, tmp_path: Path) -> None:
+    options = ("--budget", "latency=0.99", "--latency-file", tmp_path / "times.json")
+    latency = run.data("prune", *RESIDUAL, *options)["report"]["latency"]
+    assert set(latency) == {"dense", "predicted", "measured"}
+    assert min(latency.values()) > 0
+    assert (tmp_path / "times.json").stat().st_size > 100
+
+
 def test_limits_reach_the_plan(run: Run) -> None:
     data = run.data("prune", *RESIDUAL, "--sparsity", "0.9", "--ignore", "stem", "--min-keep", "5")
     kept = {row["name"]: row["units_after"] for row in data["report"]["groups"]}
