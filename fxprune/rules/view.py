@@ -255,7 +255,9 @@ def as_strided(call: Call) -> Effect:
     strides = zip(x.shape, x.stride(), call["stride"], strict=False)
     if same and all(size == 1 or old == new for size, old, new in strides):
         return _moved(call.axes("self"))
-    call.freeze(call.axes("self"), "read by strides")
+    for tensor in (x, x._base):  # what it is a view of, which strides reach as well
+        if tensor is not None:
+            call.freeze(call.layout_of(tensor), "read by strides")
     return _moved(call.fresh(call.outputs[0], "read by strides"))
 
 

@@ -140,6 +140,7 @@ VIEWS: tuple[Sample, ...] = (
         real(2, 4, 5, 3),
     ),
     sample("as_strided", lambda x: x.as_strided((2, 3), (6, 1)), real(4, 3)),
+    sample("as_strided", lambda x: x[:2].as_strided((2, 3), (3, 1), 3), real(4, 3)),
     sample("unfold", lambda x: x.unfold(1, 2, 1), real(4, 5, 3)),
 )
 
