@@ -6,11 +6,22 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxprune.algebra import Algebra
-from fxprune.axes import Atom, Axis, Concat, Product, factors_of, find, is_frozen, leaves
+from fxprune.axes import (
+    Atom,
+    Axis,
+    Concat,
+    Product,
+    factors_of,
+    find,
+    is_frozen,
+    leaves,
+    segments_of,
+)
 from tests.axes.oracle import Program, Removal, expand, outer
 
 Bits = tuple[bool, ...]
@@ -267,3 +278,41 @@ def test_readable_forms() -> None:
     assert isinstance(heads, Atom)
     assert repr(product) == f"(a{heads.key}[2]*a{inner.key}[3]!)"
     assert repr(algebra.concat([heads, product])) == f"(a{heads.key}[2]+{product!r})"
+
+
+@pytest.mark.parametrize("turn", [False, True], ids=["frozen first", "frozen second"])
+def test_a_frozen_dimension_takes_nothing_apart(turn: bool) -> None:
+    """2*3 against 3*2 would explode; where one is frozen, the other is frozen as it is."""
+    algebra = Algebra()
+    frozen = algebra.product([algebra.constant(2, "fixed"), algebra.constant(3, "fixed")])
+    free = algebra.product([algebra.atom(3), algebra.atom(2)])
+    algebra.unify(*((free, frozen) if turn else (frozen, free)))
+    assert [atom.size for atom in leaves(free)] == [3, 2]
+    assert [atom.size for atom in leaves(frozen)] == [2, 3]
+    assert is_frozen(free)
+
+
+def test_a_factor_that_is_split_where_it_first_occurs_is_split_where_it_occurs_again() -> None:
+    """D*D against 2*8: D is 2*2, and nothing explodes."""
+    algebra = Algebra()
+    inner = algebra.atom(4)
+    outer, rest = algebra.atom(2), algebra.atom(8)
+    algebra.unify(algebra.product([inner, inner]), algebra.product([outer, rest]))
+    assert [atom.size for atom in leaves(inner)] == [2, 2]
+    assert [atom.size for atom in leaves(rest)] == [2, 2, 2]
+
+
+def test_a_selection_of_a_frozen_axis_says_why_it_is_frozen() -> None:
+    algebra = Algebra()
+    chosen = algebra.gather(algebra.constant(4, "fixed"), [2, 0])
+    assert [(atom.size, atom.reason) for atom in leaves(chosen)] == [(2, "fixed")]
+    (nothing,) = leaves(algebra.gather(algebra.atom(4), []))
+    assert nothing.reason == "empty selection"
+
+
+def test_units_of_a_product_name_the_major_factor_first() -> None:
+    algebra = Algebra()
+    major, minor = algebra.atom(2), algebra.atom(3)
+    units = algebra.units(algebra.product([major, minor]))
+    rows, columns = segments_of(major), segments_of(minor)
+    assert [factors_of(unit) for unit in units] == [(r, c) for r in rows for c in columns]

@@ -72,6 +72,39 @@ class GlobalResponse(nn.Module):
         return x + self.weight * (x * (norm / (norm.mean(1, keepdim=True) + 1e-6)))
 
 
+class BilinearResidual(nn.Module):
+    """A product with something that has no channels, added to the stream, summed over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = nn.Bilinear(WIDTH, 3, WIDTH)
+        self.register_buffer("other", torch.rand(8, 3) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = self.other.expand(x.shape[0], -1, -1)
+        return (x + self.product(x, other)).sum(-1, keepdim=True)
+
+
+class Written(nn.Module):
+    """Some tokens are ones in every channel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 0
+        x[:, torch.tensor([0, 2])] = 1.0
+        return x.sum(-1, keepdim=True)
+
+
+class ToThePower(nn.Module):
+    """A channel that is zero is infinite where the token's exponent is negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("exponent", torch.linspace(-1, 1, 8)[:, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs() ** self.exponent
+
+
 class Offset(nn.Module):
     """A sum with a constant before something else."""
 
@@ -108,6 +141,10 @@ MASKABLE: dict[str, Callable[[], nn.Module]] = {
     "depthwise": lambda: Images(nn.Conv2d(WIDTH, WIDTH, 3, groups=WIDTH)),
     "dropout": lambda: Sandwich(nn.Dropout(0.5)),
     "prelu": lambda: Images(nn.PReLU(WIDTH)),
+    "a mean over tokens before a sum": lambda: Sandwich(
+        lambda x: x.mean(1).sum(-1, keepdim=True), 1
+    ),
+    "a bilinear residual before a sum": lambda: Sandwich(BilinearResidual(), 1),
     "a bias that masking zeroes": lambda: Images(nn.Identity(), bias=True),
 }
 
@@ -128,6 +165,11 @@ FLAGGED: dict[str, Callable[[], nn.Module]] = {
     "sigmoid before a sum": lambda: Sandwich(lambda x: x.sigmoid().sum(-1, keepdim=True), 1),
     "an offset before a sum": lambda: Sandwich(Offset(lambda x: x.sum(-1, keepdim=True)), 1),
     "an offset before a norm": lambda: Sandwich(Offset(lambda x: F.normalize(x, dim=-1))),
+    "ones like it before a sum": lambda: Sandwich(
+        lambda x: (x + torch.ones_like(x)).sum(-1, keepdim=True), 1
+    ),
+    "ones written to it before a sum": lambda: Sandwich(Written(), 1),
+    "an exponent that may be negative": lambda: Sandwich(ToThePower()),
     "zero over zero": lambda: Images(FreeOfScale()),
     "a logarithm": lambda: Sandwich(lambda x: x.abs().log()),
     "a reciprocal": lambda: Sandwich(lambda x: x.reciprocal()),

@@ -164,3 +164,16 @@ def test_units_of_unequal_count_are_refused() -> None:
     with pytest.raises(AnalysisError, match=r"own between 1 and 2 indices"):
         list(group.slices({"w": torch.ones(3, 2)}))
     assert group.members[0].reduce(torch.ones(3, 2), group).tolist() == [4.0, 2.0]
+
+
+def test_a_parameter_that_is_too_short_for_the_contexts_is_refused() -> None:
+    group, parameters = grouped("g", contexts=2, size=3)
+    with pytest.raises(AnalysisError, match=r"expects 4 indices along dimension 0"):
+        list(group.slices({**parameters, "g.conv": parameters["g.conv"][:3]}))
+
+
+def test_reducing_stays_on_the_device_of_the_entries() -> None:
+    group, parameters = grouped("g", contexts=2, size=3)
+    for member in group.members:
+        reduced = member.reduce(parameters[member.parameter].to("meta"), group)
+        assert (reduced.device.type, tuple(reduced.shape)) == ("meta", group.shape)

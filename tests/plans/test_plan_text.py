@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from fxprune.errors import PlanError
 from fxprune.plans import PruningPlan
+from fxprune.plans.base import short
+from fxprune.plans.text import longest
 from tests.plans.fakes import analysis_of, chain, grouped
 
 ANALYSIS = analysis_of(chain("a", 4), grouped("c", 2, 3))
@@ -106,3 +108,23 @@ def test_one_wrong_character_never_gets_another_error_out(place: int, character:
         PruningPlan.from_json(text, ANALYSIS)
     except PlanError:
         return
+
+
+@pytest.mark.parametrize(("name", "size"), [("w", 5000), ("w" * 20_000, 1)])
+def test_the_longest_text_leaves_room_for_every_unit_and_every_name(name: str, size: int) -> None:
+    """What a group adds to the limit covers its indented entry, however large the model is."""
+    group, parameters = chain(name, size)
+    entry = json.dumps({group.name: list(range(size))}, indent=8)
+    room = longest(analysis_of((group, parameters))) - longest(analysis_of())
+    assert len(entry) <= room
+
+
+def test_removing_everything_is_no_sparsity() -> None:
+    with pytest.raises(PlanError, match=r"must lie in \[0, 1\) or be None; it is 1.0"):
+        PruningPlan.build(ANALYSIS, {"a:0": [1]}, sparsity=1.0)
+
+
+def test_values_are_cut_where_they_are_longer_than_80_characters() -> None:
+    assert len(short("x" * 78)) == 80
+    assert short("x" * 78).endswith("x'")
+    assert short("x" * 79) == "'" + "x" * 76 + "..."

@@ -1,0 +1,131 @@
+"""What becomes a group, what its members do for it, and which contexts it gets."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxprune import Analysis, rewrite, slicing
+from tests.masking import alive, random_plan, traced
+
+
+def analysed(model: nn.Module, *inputs: Tensor) -> Analysis:
+    return traced(alive(model), *(x.double() for x in inputs))[1]
+
+
+class Layers(nn.Module):
+    """A bias that is reshaped before it is added, a normalisation, weights on either side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.shift, self.gain = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.ones(4, 1, 1))
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (self.norm(self.first(x)) + self.shift.view(1, -1, 1, 1)) * self.gain
+        return self.last(x)
+
+
+def test_roles() -> None:
+    (group,) = analysed(Layers(), torch.randn(2, 3, 5, 5)).groups
+    assert {member.parameter: member.role for member in group.members} == {
+        "first.weight": "producer",
+        "first.bias": "bias",
+        "norm.weight": "norm",
+        "norm.bias": "norm",
+        "norm.running_mean": "norm",
+        "norm.running_var": "norm",
+        "shift": "bias",
+        "gain": "norm",
+        "last.weight": "consumer",
+    }
+
+
+class Tables(nn.Module):
+    """A product of buffers, whose inner dimension belongs to no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("left", torch.randn(5, 4))
+        self.register_buffer("right", torch.randn(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.left @ self.right)
+
+
+def test_what_only_buffers_have_is_frozen() -> None:
+    analysis = analysed(Tables(), torch.randn(2, 5))
+    reasons = {group.name: group.reason for group in analysis.frozen}
+    assert not analysis.groups
+    assert reasons["left:1"] == "only buffers: there is no parameter to prune"
+
+
+class FirstAlone(nn.Module):
+    """The first of five units goes another way than the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 5), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(x[:, 1:] * x[:, :1])
+
+
+def test_a_single_unit_is_no_group() -> None:
+    analysis = analysed(FirstAlone(), torch.randn(2, 3))
+    assert [group.size for group in analysis.groups] == [4]
+    assert all(group.size > 1 for group in analysis.frozen)
+
+
+class Blocks(nn.Module):
+    """Units in blocks, whose numbers are fixed, since an input has them; any units in each."""
+
+    def __init__(self, blocks: tuple[int, ...]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4 * math.prod(blocks)), nn.Linear(120, 2)
+        self.blocks = blocks
+
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+        return self.last((self.first(x).view(-1, *self.blocks, 4) + offset).flatten(1))
+
+
+@pytest.mark.parametrize("blocks", [(2, 3, 5), (5, 3, 2), (3, 5, 2), (2, 5, 3)], ids=str)
+def test_of_several_contexts_the_largest_is_chosen(blocks: tuple[int, ...]) -> None:
+    analysis = analysed(Blocks(blocks), torch.randn(2, 3), torch.randn(*blocks, 1))
+    (group,) = analysis.groups
+    assert group.shape == (5, 4)
+
+
+class Steps(nn.Module):
+    """As many steps as four for each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = torch.arange(x.shape[0] * 4).view(x.shape[0], 4)
+        return self.last(self.first(x) * steps)
+
+
+def test_a_sequence_as_long_as_the_inputs_say_keeps_its_entries() -> None:
+    analysis = analysed(Steps(), torch.randn(2, 3))
+    assert not analysis.groups
+    reasons = {group.name: str(group.reason) for group in analysis.frozen}
+    assert "values depend on the index" in reasons["first.weight:0"]
+
+
+def test_what_is_sliced_stays_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even a tensor that is sliced in blocks of rows."""
+    monkeypatch.setattr(slicing, "_BLOCK", 1)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    graph, analysis = traced(model, torch.randn(2, 3))
+    plan = random_plan(analysis)
+    pruned = rewrite(graph.to("meta"), plan)
+    assert {p.device.type for p in pruned.parameters()} == {"meta"}
