@@ -335,16 +335,15 @@ class Algebra:
         xs.reverse()
         ys.reverse()
         while xs and ys:
-            x, y = find(xs[-1]), find(ys[-1])
-            if x.size == y.size:
+            if xs[-1].size == ys[-1].size:
                 pairs.append((xs.pop(), ys.pop()))
                 continue
-            longer, shorter = (xs, ys) if x.size > y.size else (ys, xs)
+            longer, shorter = (xs, ys) if xs[-1].size > ys[-1].size else (ys, xs)
             part = find(longer.pop())
             if isinstance(part, Product):
                 longer.extend(reversed(factors_of(part)))
                 continue
-            size = find(shorter[-1]).size
+            size = shorter[-1].size
             split = self._condition(part) if size == 1 else self._split_factor(part, size)
             if split is None:
                 return None

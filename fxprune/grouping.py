@@ -61,7 +61,6 @@ class _Grouping:
         self.flags = flagged_atoms(propagation)
         self.looked_up = frozenset(followed(propagation.records).values())
         self.layouts = {name: layout for name, layout in propagation.layouts.items() if layout}
-        self.first: dict[Atom, tuple[str, int]] = {}
         self.usage: dict[Atom, Counter[tuple[str, int]]] = {}
         self._collect()
         self.drafts = self._draft()
@@ -71,9 +70,6 @@ class _Grouping:
         for name, layout in self.layouts.items():
             for dim, axis in enumerate(layout):
                 for atom in leaves(axis):
-                    if atom is self.propagation.algebra.one:
-                        continue
-                    self.first.setdefault(atom, (name, dim))
                     self.usage.setdefault(atom, Counter())[(name, dim)] += 1
 
     def _draft(self) -> list[_Draft]:
@@ -116,9 +112,8 @@ class _Grouping:
     def _choose_contexts(self) -> None:
         """Give each atom the largest context that it may have.
 
-        A context must itself have none, and stand before the atom wherever both share a dimension,
-        so that every context's indices are neighbours in row-major order. Where only data says
-        which context an entry has, nothing could mask it: the atom must be maskable.
+        A context must itself have none. Where only data says which context an entry has, nothing
+        could mask it: the atom must be maskable.
         """
         allowed = contexts(self.propagation)
         for draft in self.drafts:
@@ -129,20 +124,9 @@ class _Grouping:
                     for c in sorted(allowed.get(atom, ()), key=lambda a: (-a.size, a.key))
                     if c in self.usage
                     and not self.draft_of[c].context
-                    and self._before(c, atom)
                     and not (c in self.looked_up and atom in self.flags)
                 ]
                 draft.context = candidates[0] if candidates else None
-
-    def _before(self, context: Atom, atom: Atom) -> bool:
-        for name, dim in self.usage[atom]:
-            axis = self.layouts[name][dim]
-            if context in leaves(axis) and any(
-                found is atom and context not in before
-                for found, before in _majors_in(axis, (), True)
-            ):
-                return False
-        return True
 
     # -- the groups --------------------------------------------------------------------------------
 
@@ -241,18 +225,16 @@ def _offsets(atoms: Sequence[Atom]) -> dict[int, int]:
     return offsets
 
 
-def _majors_in(
-    axis: Axis, before: tuple[Atom, ...], frozen_too: bool = False
-) -> Iterable[tuple[Atom, tuple[Atom, ...]]]:
-    """Each atom occurrence of a dimension with the atoms that stand before it in its products."""
+def _majors_in(axis: Axis, before: tuple[Atom, ...]) -> Iterable[tuple[Atom, tuple[Atom, ...]]]:
+    """Each atom occurrence of a dimension, and the free ones before it in its products."""
     axis = find(axis)
     if isinstance(axis, Concat):
         for segment in segments_of(axis):
-            yield from _majors_in(segment, before, frozen_too)
+            yield from _majors_in(segment, before)
     elif isinstance(axis, Product):
         for factor in factors_of(axis):
-            yield from _majors_in(factor, before, frozen_too)
-            before = before + tuple(a for a in leaves(factor) if frozen_too or a.reason is None)
+            yield from _majors_in(factor, before)
+            before = before + tuple(a for a in leaves(factor) if a.reason is None)
     else:
         for atom in leaves(axis):
             yield atom, before

@@ -67,8 +67,6 @@ def roles_of(propagation: Propagation) -> Roles:
         kind = record.effect.kind
         if kind in (Kind.CONTRACT, Kind.RECURRENT) or record.call.name in _LOOKUPS:
             _read_contraction(record, origins, consumers, producers, biases)
-        elif kind in (Kind.BATCH_NORM, Kind.STATISTIC):
-            norms.update(*known)
         elif record.call.name in _ADDED:
             biases.update(*known)
         else:

@@ -18,9 +18,8 @@ class UnitMaps:
 
     def __init__(self) -> None:
         self._ranges: dict[tuple[int, int], Tensor] = {}
-        self._maps: dict[tuple[int, tuple[tuple[int, int], ...]], Maps] = {}
-        self._places: dict[int, Mapping[int, list[tuple[int, Axis]]]] = {}
-        self._alive: list[Axis] = []
+        self._maps: dict[tuple[Axis, tuple[tuple[int, int], ...]], Maps] = {}
+        self._places: dict[Axis, Mapping[int, list[tuple[int, Axis]]]] = {}
 
     def of(self, axis: Axis, offsets: Mapping[int, int]) -> Maps:
         """The maps of an axis for a group of atoms, at least one.
@@ -28,14 +27,12 @@ class UnitMaps:
         offsets: the key of each atom of the group → the number of its first unit.
         """
         axis = find(axis)
-        key = id(axis), tuple(offsets.items())
+        key = axis, tuple(offsets.items())
         if key not in self._maps:
-            self._alive.append(axis)
             self._maps[key] = self._of(axis, offsets) or [torch.full((axis.size,), -1)]
         return self._maps[key]
 
     def _of(self, axis: Axis, offsets: Mapping[int, int]) -> Maps:
-        axis = find(axis)
         if isinstance(axis, Atom):
             return [self._range(axis.size, offsets[axis.key])] if axis.key in offsets else []
         if isinstance(axis, Product):
@@ -70,11 +67,9 @@ class UnitMaps:
 
     def _places_in(self, axis: Axis) -> Mapping[int, list[tuple[int, Axis]]]:
         """The key of each atom in a concatenation → the segments with it and where they start."""
-        if id(axis) not in self._places:
-            self._alive.append(axis)
-            places = self._places[id(axis)] = _segments_by_atom(segments_of(axis))
-            return places
-        return self._places[id(axis)]
+        if axis not in self._places:
+            self._places[axis] = _segments_by_atom(segments_of(axis))
+        return self._places[axis]
 
 
 def _segments_by_atom(segments: Iterable[Axis]) -> dict[int, list[tuple[int, Axis]]]:

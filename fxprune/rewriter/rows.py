@@ -127,10 +127,7 @@ def _new_item(site: Site, axis: Axis, item: Any) -> Any:
             begin, end = _kept_range(site, axis, picked.start, len(picked))
             return slice(begin, end)
         return _index_constant(site, axis, list(picked))
-    if isinstance(item, fx.Node):
-        values = _constant_index(site, "aten::index")
-        return _index_constant(site, axis, values)
-    return _index_constant(site, axis, [int(i) for i in item])
+    return _index_constant(site, axis, _constant_index(site, "aten::index"))
 
 
 def _index_constant(site: Site, axis: Axis, source: list[int]) -> fx.Node:
