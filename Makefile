@@ -3,6 +3,7 @@
 # make lint    style and types only
 # make fuzz    check 20,000 random programs and plans (half an hour; FUZZ="--minutes 5" for less)
 # make hostile read 10,000 damaged plans and saved models (HOSTILE="--count 500" for less)
+# make mutants break the package in two hundred ways and count what the tests notice (half an hour)
 # make zoo     prune every architecture of the zoo, side by side with Torch-Pruning (an hour)
 # make bench   measure speed, scaling, latency and memory (half an hour)
 # Each makes .venv first if there is none. A machine needs only Python >= 3.10, pip and make.
@@ -13,7 +14,7 @@ JOBS   ?= auto
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint fuzz hostile zoo bench format clean
+.PHONY: demo test lint fuzz hostile mutants zoo bench format clean
 .DELETE_ON_ERROR:
 
 # Some distributions ship venv without ensurepip; then the system's pip fills the new environment.
@@ -47,6 +48,10 @@ fuzz: $(READY)
 HOSTILE ?= --count 10000
 hostile: $(READY)
 	$(BIN)/python -m tests.hostile $(HOSTILE)
+
+mutants: export OMP_NUM_THREADS = 1
+mutants: $(READY)
+	$(BIN)/python -m tests.mutants
 
 $(VENV)/.peers: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[zoo,bench]'
