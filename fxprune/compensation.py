@@ -26,7 +26,7 @@ from fxprune.plans import PruningPlan
 from fxprune.slicing import members_by_parameter, slice_parameter
 from fxprune.statistics.objective import read_batch
 
-_SPATIAL: Mapping[type[nn.Module], int] = MappingProxyType(
+SPATIAL: Mapping[type[nn.Module], int] = MappingProxyType(
     {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 )
 """The layers whose bias can make up for inputs that are gone: how many dimensions are positions."""
@@ -45,7 +45,7 @@ def recalibrate(module: fx.GraphModule, data: Iterable[Any]) -> None:
         raise AnalysisError("the graph has no batch normalisation that keeps running statistics.")
     modes = [(m, m.training) for m in module.modules()]
     momenta = [norm.momentum for norm in norms]
-    kept = tuple(_inputs(module, data))
+    kept = tuple(batch_inputs(module, data))
     module.eval()
     try:
         for norm in norms:
@@ -87,13 +87,17 @@ def compensate(
     Raises PlanError if the plan is not for this analysis, AnalysisError without batches.
     """
     plan.check_fingerprint(analysis.fingerprint)
-    weights = _reading_weights(analysis.traced, plan)
+    weights = reading_weights(analysis.traced, plan)
     means = _input_means(analysis.traced, frozenset(weights), data)
     for layer in weights:
         if layer in means:
             shift = _lost(analysis.traced, plan, layer, means[layer])
-            _add(pruned, layer, shift)
-    done = tuple(layer for layer in weights if layer in means)
+            add_to_bias(pruned, layer, shift)
+    return report_of(plan, tuple(layer for layer in weights if layer in means))
+
+
+def report_of(plan: PruningPlan, done: tuple[str, ...]) -> CompensationReport:
+    """These layers, and the parameters of no such layer that read what the plan removes."""
     named = {f"{layer}.weight" for layer in done}
     readers = {
         member.parameter
@@ -104,7 +108,7 @@ def compensate(
     return CompensationReport(done, tuple(sorted(readers - named)))
 
 
-def _inputs(module: fx.GraphModule, data: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+def batch_inputs(module: fx.GraphModule, data: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
     """What the graph takes of each batch."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     names = {str(node.target) for node in module.graph.nodes if node.op == "placeholder"}
@@ -120,8 +124,8 @@ def _inputs(module: fx.GraphModule, data: Iterable[Any]) -> Iterator[tuple[Any, 
         raise AnalysisError("the data hold no batch: pass a list of batches or a DataLoader.")
 
 
-def _reading_weights(traced: fx.GraphModule, plan: PruningPlan) -> list[str]:
-    """The layers of `_SPATIAL` whose weight reads units that the plan removes."""
+def reading_weights(traced: fx.GraphModule, plan: PruningPlan) -> list[str]:
+    """The layers of `SPATIAL` whose weight reads units that the plan removes."""
     found = {
         member.parameter.rpartition(".")[0]
         for name in plan.kept_units
@@ -129,7 +133,7 @@ def _reading_weights(traced: fx.GraphModule, plan: PruningPlan) -> list[str]:
         if member.role == "consumer" and member.parameter.rpartition(".")[2] == "weight"
     }
     modules = dict(traced.named_modules())
-    return [name for name in modules if name in found and type(modules[name]) in _SPATIAL]
+    return [name for name in modules if name in found and type(modules[name]) in SPATIAL]
 
 
 class _Means(fx.Interpreter):
@@ -144,7 +148,7 @@ class _Means(fx.Interpreter):
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target in self.layers:
             x: Tensor = args[0] if args else kwargs["input"]
-            x = x.movedim(-1 - _SPATIAL[type(self.fetch_attr(target))], -1)
+            x = x.movedim(-1 - SPATIAL[type(self.fetch_attr(target))], -1)
             rows = x.reshape(-1, x.shape[-1])
             total = rows.sum(0, dtype=torch.float64)
             self.sums[target] = self.sums[target] + total if target in self.sums else total
@@ -157,7 +161,7 @@ def _input_means(
 ) -> Mapping[str, Tensor]:
     """The mean of each input feature or channel of the layers that run, float64."""
     runner = _Means(copy.deepcopy(traced).eval(), layers)
-    for values in _inputs(traced, data):
+    for values in batch_inputs(traced, data):
         runner.run(*values, enable_io_processing=False)
     return {layer: total / runner.counts[layer] for layer, total in runner.sums.items()}
 
@@ -165,20 +169,32 @@ def _input_means(
 def _lost(traced: fx.GraphModule, plan: PruningPlan, layer: str, means: Tensor) -> Tensor:
     """What the removed inputs contribute to each output that stays, float64."""
     weight = traced.get_parameter(f"{layer}.weight").detach()
-    memberships = members_by_parameter(plan)[f"{layer}.weight"]
-    kept = torch.ones((1,) * weight.dim(), dtype=torch.bool)
-    for group, member in memberships:
-        if member.role == "consumer":
-            kept = kept & member.spread(plan.kept_mask(group), group, True, weight.dim())
+    kept = kept_inputs(plan, layer, weight)
     outputs, inputs = weight.shape[:2]  # a grouped convolution's inputs are those of one group
     blocks = means.reshape(-1, inputs).repeat_interleave(outputs * inputs // len(means), 0)
-    removed = weight.double().masked_fill(kept.to(weight.device), 0)
+    removed = weight.double().masked_fill(kept, 0)
     shift = (removed.reshape(outputs, inputs, -1).sum(-1) * blocks).sum(1)
-    spread = shift.reshape(-1, *(1,) * (weight.dim() - 1)).expand(weight.shape)
+    return kept_outputs(plan, layer, weight, shift)
+
+
+def kept_inputs(plan: PruningPlan, layer: str, weight: Tensor) -> Tensor:
+    """Which entries of a layer's weight read units that stay: bool, broadcasts against it."""
+    kept = torch.ones((1,) * weight.dim(), dtype=torch.bool)
+    for group, member in members_by_parameter(plan)[f"{layer}.weight"]:
+        if member.role == "consumer":
+            kept = kept & member.spread(plan.kept_mask(group), group, True, weight.dim())
+    return kept.to(weight.device)
+
+
+def kept_outputs(plan: PruningPlan, layer: str, weight: Tensor, values: Tensor) -> Tensor:
+    """Of one value per output of a layer, those of the outputs that stay."""
+    spread = values.reshape(-1, *(1,) * (weight.dim() - 1)).expand(weight.shape)
+    memberships = members_by_parameter(plan)[f"{layer}.weight"]
     return slice_parameter(spread, memberships, plan).flatten(1)[:, 0]
 
 
-def _add(pruned: fx.GraphModule, layer: str, shift: Tensor) -> None:
+def add_to_bias(pruned: fx.GraphModule, layer: str, shift: Tensor) -> None:
+    """Add to a layer's outputs, one number each: see `compensate` for where."""
     module = pruned.get_submodule(layer)
     norm = _norm_after(pruned, layer)
     bias = module.bias

@@ -27,7 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"criteria", "allocation", "ranking", "schedules"}) | {"penalties"},
     frozenset({"rewriter", "interpretation", "equivalence"})
     | {"timing"}
-    | {"compensation", "factorization", "masking", "migration"},
+    | {"compensation", "factorization", "refitting", "masking", "migration"},
     frozenset({"drivers", "checkpoint", "interop", "reports"})
     | {"collapse", "factoring", "lottery", "regrowth", "rounds"},
     frozenset({"cli", "passes", "pictures", "__init__", "__main__"}),
