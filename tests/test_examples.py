@@ -7,7 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from examples import optimizer, save_and_load
+from fxprune import rules
+from tests import torchvision_shim  # noqa: F401  (before torchvision is imported)
+
+# isort: split
+from examples import (
+    custom_criterion,
+    custom_rule,
+    language_model,
+    macs_budget,
+    optimizer,
+    rounds,
+    save_and_load,
+    vision_transformer,
+)
 
 
 def test_save_and_load(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -25,3 +38,61 @@ def test_optimizer(capsys: pytest.CaptureFixture[str]) -> None:
     losses = re.findall(r"(?:pruned|went on): +loss (\S+)", capsys.readouterr().out)
     pruned, went_on = map(float, losses)
     assert went_on < 0.5 * pruned
+
+
+def test_macs_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    macs_budget.main()
+    printed = capsys.readouterr().out
+    share = re.search(r"MACs per image: .* \((\S+)%\)", printed)
+    assert share is not None
+    assert 40 < float(share[1]) <= 50
+    assert "equivalence holds" in printed
+
+
+def test_vision_transformer(capsys: pytest.CaptureFixture[str]) -> None:
+    vision_transformer.main()
+    printed = capsys.readouterr().out
+    assert "heads: 6 -> 4" in printed
+    assert re.search(r"out_features=576.* -> .*out_features=384", printed)  # 3 x 4 heads x 32
+
+
+def test_language_model(capsys: pytest.CaptureFixture[str]) -> None:
+    language_model.main()
+    printed = capsys.readouterr().out
+    assert "q_proj: 64 -> 32" in printed  # 2 of 4 key and value heads, each with two of queries
+    assert "k_proj: 32 -> 16" in printed
+    assert "longer: (3, 20, 256)" in printed
+
+
+def test_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rounds.main(str(tmp_path))
+    first = capsys.readouterr().out
+    accuracy = {key: float(value) for key, value in re.findall(r"(\w+): accuracy (\S+)", first)}
+    assert accuracy["result"] > accuracy["dense"] - 0.03
+    assert first.count("fine-tuned") == rounds.STEPS
+    rounds.main(str(tmp_path))  # all rounds are done
+    again = capsys.readouterr().out
+    assert "fine-tuned" not in again
+    assert again[again.index("result") :] == first[first.index("result") :]
+
+
+def test_custom_criterion(capsys: pytest.CaptureFixture[str]) -> None:
+    custom_criterion.main()
+    printed = capsys.readouterr().out
+    assert "magnitude keeps units [4, 5, 6, 7]" in printed
+    assert "distinct keeps units [0, 1, 2, 3]" in printed
+
+
+def test_custom_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        custom_rule.main()
+        with pytest.raises(ValueError, match="two rules for examples::swiglu"):
+            rules.register("examples::swiglu")(custom_rule.swiglu_rule)
+    finally:
+        rules._TABLE.pop("examples::swiglu", None)
+    printed = capsys.readouterr().out
+    assert re.search(r"without a rule: \[\]", printed)
+    assert "masked equivalence holds" in printed
+    assert "'out.weight': (4, 16)" in printed
+    with pytest.raises(ValueError, match="no operator of another library"):
+        rules.register("aten::relu")
