@@ -154,9 +154,8 @@ def factorize(
 
     The model is not modified. Raises TraceError, AnalysisError or PlanError.
     """
-    analysis = analyze(trace(model, example_inputs, dynamic))
-    plan = plan_factorization(
-        analysis,
+    return factorize_analysed(
+        analyze(trace(model, example_inputs, dynamic)),
         method,
         data,
         loss,
@@ -167,8 +166,21 @@ def factorize(
         steps=steps,
         ignore=ignore,
     )
+
+
+def factorize_analysed(
+    analysis: Analysis,
+    method: str = "eigendamage",
+    data: Iterable[Any] | Statistics | None = None,
+    loss: Loss | None = None,
+    labels: Labels = "model",
+    **planning: Any,
+) -> FactorizeResult:
+    """`factorize` for a graph that is captured and analysed already; keywords as there."""
+    plan = plan_factorization(analysis, method, data, loss, labels, **planning)
     module = factored(analysis.traced, plan)
-    return FactorizeResult(module, plan, analysis, _report(analysis, plan, module, ignore))
+    report = _report(analysis, plan, module, planning.get("ignore", ()))
+    return FactorizeResult(module, plan, analysis, report)
 
 
 def _report(

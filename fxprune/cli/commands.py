@@ -24,7 +24,7 @@ from fxprune.pictures import dot, plot, svg
 def prune(args: Namespace) -> Outcome:
     """Prune, and save, and check, as asked."""
     progress = Progress(not args.quiet)
-    budget = _budget(args.budget)
+    budget = budget_of(args.budget)
     if (args.sparsity is None) == (budget is None):
         raise UsageError("say how far: --sparsity 0.5, or --budget macs=0.5")
     analysis, inputs = models.analysis_of(args, progress)
@@ -57,13 +57,13 @@ def _planning(args: Namespace, budget: Budget | None, progress: Progress) -> dic
         limits = Limits(min_keep=args.min_keep, max_sparsity=args.max_sparsity)
     data = None
     if args.data is not None:
-        data = list(progress.each("reading", _batches(args.data, args.batch_size)))
+        data = list(progress.each("reading", batches_of(args.data, args.batch_size)))
     same = ("criterion", "sparsity", "scope", "ignore", "round_to", "normalise")
     planning = {name: getattr(args, name) for name in same}
     return {**planning, "budget": budget, "limits": limits, "data": data}
 
 
-def _budget(texts: Sequence[str]) -> Budget | None:
+def budget_of(texts: Sequence[str]) -> Budget | None:
     """`name=amount` texts, or several in one with commas; None if there are none."""
     amounts: dict[str, Any] = {}
     for text in (part for whole in texts for part in whole.split(",")):
@@ -81,7 +81,7 @@ def _budget(texts: Sequence[str]) -> Budget | None:
     return Budget(**amounts)
 
 
-def _batches(path: str, size: int | None) -> Iterable[Any]:
+def batches_of(path: str, size: int | None) -> Iterable[Any]:
     """The arrays of a file in batches: inputs by name, with the target if there is one."""
     tensors = read_tensors(path)
     lengths = {len(tensor) for tensor in tensors.values() if tensor.dim()}

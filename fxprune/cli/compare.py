@@ -13,14 +13,13 @@ from tabulate import tabulate
 
 from fxprune.analysis import analyze
 from fxprune.capture import trace
-from fxprune.checkpoint import GRAPH, PLAN, TENSORS, load
+from fxprune.checkpoint import GRAPH, PLAN, TENSORS, load, load_plan
 from fxprune.checkpoint.files import MOST_TEXT, read_graph, read_text
 from fxprune.cli import models
 from fxprune.cli.inputs import read_inputs, recorded_inputs
 from fxprune.cli.outcome import FAILED, OK, Outcome, SourceError, UsageError
 from fxprune.cli.progress import Progress
 from fxprune.equivalence import verify as verify_graphs
-from fxprune.plans import PruningPlan
 from fxprune.plans.text import parsed
 from fxprune.reports import PruneReport, compact
 
@@ -44,7 +43,7 @@ def verify(args: Namespace) -> Outcome:
         inputs = read_inputs(args.input) if args.input else recorded_inputs(pruned)
         traced = progress.stage("capturing", lambda: trace(model, inputs))
     analysis = progress.stage("analysing", lambda: analyze(traced))
-    plan = PruningPlan.from_json(read_text(Path(args.pruned) / PLAN, "plan"), analysis)
+    plan = load_plan(args.pruned, analysis)
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
     proof = progress.stage(
         "verifying", lambda: verify_graphs(traced, plan, pruned, inputs, dtype=dtype)

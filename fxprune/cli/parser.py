@@ -9,9 +9,10 @@ from typing import NoReturn
 
 from fxprune.allocation.normalise import NORMALISERS
 from fxprune.allocation.scopes import SCOPES
-from fxprune.cli import commands, compare
+from fxprune.cli import commands, compare, factors
 from fxprune.cli.inputs import FORMS
 from fxprune.cli.outcome import USAGE
+from fxprune.factorization import METHODS, SPREADS
 
 _CODES = """\
 exit codes:
@@ -47,6 +48,9 @@ def parser() -> _Parser:
     kinds = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common, model = _common(), _model()
     _prune(kinds.add_parser("prune", parents=[model, common], help="prune a model, and save it"))
+    _factorize(
+        kinds.add_parser("factorize", parents=[model, common], help="put layers into factors")
+    )
     groups = kinds.add_parser("groups", parents=[model, common], help="list what can be pruned")
     groups.add_argument("--dot", metavar="FILE", help="write the groups as a Graphviz graph")
     groups.add_argument("--svg", metavar="FILE", help="draw it; needs Graphviz")
@@ -146,3 +150,27 @@ def _prune(prune: _Parser) -> None:
     prune.add_argument("--batch-size", type=int, metavar="N", help="read --data in such batches")
     prune.add_argument("--verify", action="store_true", help="check the result on the inputs")
     prune.set_defaults(run=commands.prune)
+
+
+def _factorize(factorize: _Parser) -> None:
+    factorize.add_argument("-o", "--output", metavar="DIR", help="save the result here")
+    factorize.add_argument("--method", default="eigendamage", choices=tuple(METHODS))
+    factorize.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="NAME=AMOUNT",
+        help="macs=0.5 is a fraction, params=1000000 a number",
+    )
+    factorize.add_argument("--energy", type=float, metavar="X", help="share that each layer keeps")
+    factorize.add_argument("--spread", default="price", choices=tuple(SPREADS))
+    factorize.add_argument("--steps", type=int, default=1, metavar="N", help="measure N times (1)")
+    factorize.add_argument("--ignore", action="append", default=[], metavar="PATTERN")
+    factorize.add_argument(
+        "--data", metavar="FILE", help="inputs for the method, and `target`, as arrays by name"
+    )
+    factorize.add_argument(
+        "--batch-size", type=int, metavar="N", help="read --data in such batches"
+    )
+    factorize.add_argument("--verify", action="store_true", help="check the result on the inputs")
+    factorize.set_defaults(run=factors.factorize)

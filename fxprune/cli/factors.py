@@ -1,0 +1,47 @@
+"""The command that puts layers into factors."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import asdict
+from typing import Any
+
+from fxprune.checkpoint import save
+from fxprune.cli import models
+from fxprune.cli.commands import batches_of, budget_of
+from fxprune.cli.outcome import FAILED, OK, Outcome, UsageError
+from fxprune.cli.progress import Progress
+from fxprune.equivalence import verify
+from fxprune.factoring import factorize_analysed
+
+
+def factorize(args: Namespace) -> Outcome:
+    """Put layers into factors, and save, and check, as asked."""
+    progress = Progress(not args.quiet)
+    budget = budget_of(args.budget)
+    if (args.energy is None) == (budget is None):
+        raise UsageError("say how far: --budget macs=0.5, or --energy 0.9")
+    analysis, inputs = models.analysis_of(args, progress)
+    data = None
+    if args.data is not None:
+        data = list(progress.each("reading", batches_of(args.data, args.batch_size)))
+    same = {name: getattr(args, name) for name in ("energy", "spread", "steps", "ignore")}
+    result = progress.stage(
+        "factorising",
+        lambda: factorize_analysed(analysis, args.method, data, budget=budget, **same),
+    )
+    text, code = [str(result.report)], OK
+    found: dict[str, Any] = {"report": asdict(result.report)}
+    if args.verify:
+        values = models.real_inputs(analysis.traced, inputs)
+        proof = progress.stage(
+            "verifying", lambda: verify(analysis.traced, result.plan, result.module, values)
+        )
+        text.append(str(proof))
+        found["proof"] = asdict(proof)
+        code = OK if proof.ok else FAILED
+    if args.output is not None:
+        reasons = progress.stage("saving", lambda: save(result, args.output))
+        text.append(f"Saved in {args.output}.")
+        found["saved"] = {"directory": args.output, "needs_class": list(reasons)}
+    return Outcome("\n".join(text), found, code)
