@@ -14,11 +14,12 @@ import torch
 import torch.distributed as dist
 
 import fxprune
-from fxprune.criteria import CRITERIA, DataCriterion
+from fxprune.criteria import CRITERIA, DataCriterion, SetCriterion
 from fxprune.statistics.kronecker import Positions
 from tests.statistics.networks import Network, randomized
 
-NAMES = tuple(name for name, rule in CRITERIA.items() if isinstance(rule, DataCriterion))
+KINDS = DataCriterion | SetCriterion
+NAMES = tuple(name for name, rule in CRITERIA.items() if isinstance(rule, KINDS))
 POSITIONS: tuple[Positions, ...] = ("expanded", "reduced")
 
 
