@@ -5,6 +5,7 @@
 # make hostile read 10,000 damaged plans and saved models (HOSTILE="--count 500" for less)
 # make mutants break the package in two hundred ways and count what the tests notice (half an hour)
 # make zoo     prune every architecture of the zoo, side by side with Torch-Pruning (an hour)
+# make criteria rank criteria on real digits, side by side with Torch-Pruning's (an hour)
 # make bench   measure speed, scaling, latency and memory (half an hour)
 # Each makes .venv first if there is none. A machine needs only Python >= 3.10, pip and make.
 
@@ -14,7 +15,7 @@ JOBS   ?= auto
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint fuzz hostile mutants zoo bench format clean
+.PHONY: demo test lint fuzz hostile mutants zoo criteria bench format clean
 .DELETE_ON_ERROR:
 
 # Some distributions ship venv without ensurepip; then the system's pip fills the new environment.
@@ -59,6 +60,11 @@ $(VENV)/.peers: $(READY)
 
 zoo: $(VENV)/.peers
 	$(BIN)/python -m benchmarks.zoo
+
+criteria: $(VENV)/.peers
+	$(BIN)/python -m benchmarks.ranking
+	$(BIN)/python -m benchmarks.collapse
+	$(BIN)/python -m benchmarks.statistics
 
 bench: $(VENV)/.peers
 	$(BIN)/python -m benchmarks.speed
