@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from fxprune.capture import trace
 from fxprune.criteria import Criterion
 from fxprune.groups import Group
 from fxprune.plans import PruningPlan
+from fxprune.reconstruction import check_method, compensated
 from fxprune.reports import PruneReport, build_report
 from fxprune.rewriter import rewrite
 from fxprune.statistics import Labels, Loss, Statistics
@@ -60,6 +61,7 @@ def prune(
     limits: Limits | Mapping[str, Limits] | None = None,
     normalise: str = "none",
     latency_file: str | os.PathLike[str] | None = None,
+    compensate: str | None = None,
 ) -> PruneResult:
     """Trace, analyse, plan and rewrite: a smaller module that computes what the masked model does.
 
@@ -68,16 +70,21 @@ def prune(
     data, loss, labels                  as for `score`
     latency_file                        where `measure_latencies` keeps times; they are measured if
                                         the budget limits latency, and the report compares
+    compensate                          None, or how what stays makes up for what goes, by the same
+                                        data: "least_squares", "bias" or "obs"; as for `compensated`
     all others                          as for `plan`
 
     The model is not modified. Raises TraceError, AnalysisError, PlanError or RewriteError, and
     warns with NothingPrunedWarning if the sparsity is too small to remove anything.
     """
+    if compensate is not None:
+        check_method(compensate, data)
     analysis = analyze(trace(model, example_inputs, dynamic), strict=strict)
     return prune_analysed(
         analysis,
         example_inputs,
         latency_file,
+        compensate,
         criterion=criterion,
         sparsity=sparsity,
         scope=scope,
@@ -97,18 +104,25 @@ def prune_analysed(
     analysis: Analysis,
     example_inputs: Any,
     latency_file: str | os.PathLike[str] | None = None,
+    compensate: str | None = None,
+    data: Iterable[Any] | Statistics | None = None,
     **planning: Any,
 ) -> PruneResult:
     """What `prune` does with a graph that is captured and analysed already.
 
     example_inputs, latency_file  are needed for budgets of latency only
-    planning                      keywords of `plan`
+    compensate                    as for `prune`
+    data, planning                keywords of `plan`
     """
+    data = tuple(data) if isinstance(data, Iterator) else data  # it may be read twice
     budget, latencies = planning.get("budget"), None
     if isinstance(budget, Budget) and budget.needs_latencies:
         rounding = planning.get("round_to") or 1
         latencies = measure_latencies(analysis, example_inputs, latency_file, rounding)
-    chosen = plan(analysis, **planning, latencies=latencies)
+    chosen = plan(analysis, **planning, data=data, latencies=latencies)
+    if compensate is not None:
+        loss, labels = planning.get("loss"), planning.get("labels")
+        chosen = compensated(chosen, analysis, compensate, data, loss, labels)
     module = rewrite(analysis.traced, chosen)
     report = build_report(analysis, chosen, module)
     if latencies is not None:

@@ -4,7 +4,8 @@ For a plan that removes units the stronger one of two laws that applies is check
 inputs:
 
 * *masked equivalence*, where all pruned groups are maskable: the pruned module equals the original
-  with the removed entries of its parameters set to zero. It needs nothing but the two modules and
+  with the plan's new values, if it has any, and then the removed entries of its parameters set
+  to zero. It needs nothing but the two modules and
   the masks.
 * *masked interpretation*, for all groups: the original is interpreted op by op at full size;
   removed positions are set to zero after every op, and ops that normalise over a pruned axis see
@@ -241,6 +242,8 @@ class _Masked(_Reference):
     def _apply_masks(self) -> None:
         named = dict([*self.original.named_parameters(), *self.original.named_buffers()])
         with torch.no_grad():
+            for name, value in self.plan.values.items():
+                named[name].copy_(value)
             for name, mask in self.plan.masks().items():
                 named[name].mul_(mask.to(named[name].device))
 

@@ -23,6 +23,9 @@ AnyOptimizer = TypeVar("AnyOptimizer", bound=torch.optim.Optimizer)
 def apply(plan: PruningPlan, state_dict: State) -> dict[str, Tensor]:
     """What the plan leaves of a checkpoint of the original: values for the pruned module.
 
+    Where the plan gives new values to parameters (compensation), those stand in place of the
+    checkpoint's.
+
     state_dict  tensors of the original by name, all of them or some, such as one shard of many
 
     Tensors that lose nothing are passed on, not copied; those that the plan's graph does not have,
@@ -37,7 +40,7 @@ def apply(plan: PruningPlan, state_dict: State) -> dict[str, Tensor]:
             f"state's names; it has {short(next(iter(plan.shapes), None))}, for one. Pass the "
             "state of the model that the plan was made for, under that model's names."
         )
-    return {name: cut(name, value) for name, value in found.items()}
+    return {name: cut(name, cut.edited(name, value)) for name, value in found.items()}
 
 
 def restore(plan: PruningPlan, pruned_state: State, original_state: State) -> dict[str, Tensor]:
@@ -152,6 +155,11 @@ class _Cut:
         self.check(name, value, self.shape(name), "the plan's graph has")
         memberships = self._memberships.get(self._own(name))
         return self._slicer(value, memberships) if memberships else value
+
+    def edited(self, name: str, value: Tensor) -> Tensor:
+        """The plan's new value for a tensor, or else the tensor."""
+        self.check(name, value, self.shape(name), "the plan's graph has")
+        return self._plan.values.get(self._own(name), value).to(value)
 
     def check(self, name: str, value: Tensor, shape: tuple[int, ...], where: str) -> None:
         """Raise PlanError unless a tensor has that shape."""

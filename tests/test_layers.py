@@ -26,7 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"costs", "statistics"}),
     frozenset({"criteria", "allocation", "ranking", "schedules"}) | {"penalties"},
     frozenset({"rewriter", "interpretation", "equivalence"})
-    | {"timing"}
+    | {"timing", "lockstep", "reconstruction"}
     | {"compensation", "factorization", "refitting", "masking", "migration"},
     frozenset({"drivers", "checkpoint", "interop", "reports"})
     | {"collapse", "factoring", "lottery", "regrowth", "rounds"},

@@ -19,7 +19,9 @@ from fxprune.plans.text import strict_json
 TENSORS = "model.safetensors"
 PLAN = "plan.json"
 BASES = "plan.safetensors"
-"""Of a factorisation's plan: its bases, in float64 and no more than the factors."""
+"""Of a factorisation's plan: its bases, in float64 and no more than the factors. Of a plan that
+gives new values to parameters: those.
+"""
 GRAPH = "graph.json"
 FORMAT = "fxprune-graph"
 VERSION = 1

@@ -35,7 +35,9 @@ class _Kind:
 
 _KINDS: Mapping[str, _Kind] = MappingProxyType(
     {
-        FORMAT: _Kind(parsed, lambda text, _, analysis: PruningPlan.from_json(text, analysis)),
+        FORMAT: _Kind(
+            parsed, lambda text, tensors, analysis: PruningPlan.from_json(text, analysis, tensors)
+        ),
         FACTORIZATION_FORMAT: _Kind(parsed_factorization, FactorizationPlan.from_json),
     }
 )
@@ -44,7 +46,7 @@ _KINDS: Mapping[str, _Kind] = MappingProxyType(
 
 def tensors_of(plan: Plan) -> dict[str, Tensor]:
     """What a plan has beside its text."""
-    return plan.tensors() if isinstance(plan, FactorizationPlan) else {}
+    return dict(plan.values) if isinstance(plan, PruningPlan) else plan.tensors()
 
 
 def write_tensors(plan: Plan, path: Path | None) -> None:

@@ -38,7 +38,7 @@ def save(
 ) -> tuple[str, ...]:
     """Write `model.safetensors`, `plan.json` and `graph.json` to `directory`, made if need be.
 
-    The bases of a factorisation's plan go to `plan.safetensors`.
+    A factorisation's bases, and new values that a plan gives, go to `plan.safetensors`.
 
     pruned     what `prune` or `factorize` returned, or the module (fine-tuned or not) and its plan
     directory  files of an earlier save in it are replaced

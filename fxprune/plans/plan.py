@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from fxprune.plans.base import (
     width,
 )
 from fxprune.plans.text import FORMAT, VERSION, longest, parsed
+from fxprune.plans.values import Values, values_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,6 +36,7 @@ class PruningPlan:
                  contexts one row per context, all equally long. Groups that lose none are left out.
     shapes       the original shape of every parameter and buffer
     aliases      further names of tied parameters and buffers, each with the name in `shapes`
+    values       new values that parameters and buffers get before they lose entries: value edits
     fingerprint  of the analysed graph; a plan fits no other
     criterion, sparsity, scope, budget    what made the plan, for the record
     notes        what the reader should know of how it was made, such as limits that bind
@@ -57,6 +59,7 @@ class PruningPlan:
     notes: tuple[str, ...] = ()
     version: int = VERSION
     aliases: Mapping[str, str] = field(default=FrozenMap({}), compare=False)
+    values: Values = field(default_factory=Values)
 
     def __post_init__(self) -> None:
         if len(self._by_name) < len(self.groups):
@@ -78,6 +81,7 @@ class PruningPlan:
             )
         rows = {name: check_kept(self._at(name), row) for name, row in self.kept_units.items()}
         losing = {name: row for name, row in rows.items() if width(row) < self._at(name).size}
+        self.values.check(self.shapes)
         # The fields are canonical from here on, so that equal plans compare equal.
         object.__setattr__(self, "kept_units", FrozenMap(losing))
         object.__setattr__(self, "shapes", FrozenMap({k: tuple(v) for k, v in self.shapes.items()}))
@@ -110,6 +114,13 @@ class PruningPlan:
             notes=tuple(notes),
             aliases=FrozenMap(analysis.aliases),
         )
+
+    def with_values(self, values: Mapping[str, Tensor], note: str) -> PruningPlan:
+        """The same plan with new values for parameters, beside those that it has, and a note.
+
+        Raises PlanError if a shape is not the original's.
+        """
+        return replace(self, values=Values({**self.values, **values}), notes=(*self.notes, note))
 
     @property
     def is_empty(self) -> bool:
@@ -187,7 +198,10 @@ class PruningPlan:
         )
 
     def to_json(self) -> str:
-        """The plan as JSON text: numbers and names, no weights; see `from_json`."""
+        """The plan as JSON text: numbers and names, no weights; see `from_json`.
+
+        Of new values it has names, shapes and digests: keep `values` beside it, as safetensors.
+        """
         return json.dumps(
             {
                 "format": FORMAT,
@@ -199,19 +213,26 @@ class PruningPlan:
                 "budget": self.budget,
                 "notes": list(self.notes),
                 "kept": dict(self.kept_units),
+                **({"values": self.values.as_data()} if self.values else {}),
             }
         )
 
     @classmethod
-    def from_json(cls, text: str, analysis: AnalysisLike) -> PruningPlan:
+    def from_json(
+        cls, text: str, analysis: AnalysisLike, values: Mapping[str, Tensor] | None = None
+    ) -> PruningPlan:
         """The plan that `to_json` wrote, for an analysis of the graph that it was made for.
 
-        Raises PlanError if the text is malformed, of another version, or for another graph.
+        values  the new values of parameters that the text names, if it does
+
+        Raises PlanError if the text is malformed, of another version, or for another graph, and if
+        the values are missing or not those that it was saved with.
         """
         data = parsed(text, longest(analysis))
         refuse_other_graph(data["fingerprint"], analysis.fingerprint)
         record = (data[name] for name in ("criterion", "sparsity", "scope", "budget", "notes"))
-        return cls.build(analysis, data["kept"], *record)
+        made = cls.build(analysis, data["kept"], *record)
+        return replace(made, values=values_of(data.get("values", {}), values))
 
     @cached_property
     def _by_name(self) -> dict[str, Group]:

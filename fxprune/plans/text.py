@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from types import MappingProxyType
+from typing import Any, NoReturn, TypeAlias
 
 from fxprune.errors import PlanError
 from fxprune.plans.base import AnalysisLike, short
@@ -12,8 +13,10 @@ from fxprune.plans.base import AnalysisLike, short
 FORMAT = "fxprune-plan"
 VERSION = 1
 
+Fields: TypeAlias = Mapping[str, tuple[type, ...]]
+
 # The fields of a stored plan and the types that they may have.
-_FIELDS: Mapping[str, tuple[type, ...]] = {
+_FIELDS: Fields = {
     "format": (str,),
     "version": (int,),
     "fingerprint": (str,),
@@ -25,22 +28,28 @@ _FIELDS: Mapping[str, tuple[type, ...]] = {
     "kept": (dict,),
 }
 
+_OPTIONAL: Fields = {"values": (dict,)}
+_NONE: Fields = MappingProxyType({})
+
 
 def longest(analysis: AnalysisLike) -> int:
     """A length that no plan for this graph exceeds, indented or not: reading a file is bounded."""
     sizes = (64 * group.slots + 32 * len(group.name) + 256 for group in analysis.groups)
-    return 1_000_000 + sum(sizes)
+    named = (2 * len(name) + 256 for name in analysis.parameters)
+    return 1_000_000 + sum(sizes) + sum(named)
 
 
 def parsed(text: str, longest: int) -> dict[str, Any]:
     """The fields of a stored plan, each of a type that `_FIELDS` allows."""
-    return parsed_as(text, longest, FORMAT, VERSION, _FIELDS)
+    return parsed_as(text, longest, FORMAT, VERSION, _FIELDS, _OPTIONAL)
 
 
 def parsed_as(
-    text: str, longest: int, form: str, version: int, fields: Mapping[str, tuple[type, ...]]
+    text: str, longest: int, form: str, version: int, fields: Fields, optional: Fields = _NONE
 ) -> dict[str, Any]:
-    """The fields of a stored plan of one format, each of a type that `fields` allows."""
+    """The fields of a stored plan of one format, each of a type that `fields` allows; it may have
+    those of `optional`.
+    """
     if len(text) > longest:
         raise PlanError(
             f"The plan's text has {len(text)} characters; a plan for this graph has at most "
@@ -57,11 +66,12 @@ def parsed_as(
             f"The plan has version {short(data.get('version'))}, and this fxprune reads version "
             f"{version}: make the plan again, or use the fxprune that wrote it."
         )
-    if data.keys() != fields.keys():
-        odd = sorted(data.keys() ^ fields.keys())
+    needed = data.keys() - optional.keys()
+    if needed != fields.keys():
+        odd = sorted(needed ^ fields.keys())
         raise PlanError(f"The plan's fields do not fit its version: {short(odd)}.")
-    for name, types in fields.items():
-        if type(data[name]) not in types:
+    for name, types in {**fields, **optional}.items():
+        if name in data and type(data[name]) not in types:
             raise PlanError(f"The plan's {name!r} may not be {short(data[name])}.")
     odd = [note for note in data["notes"] if not isinstance(note, str)]
     if odd:

@@ -24,6 +24,7 @@ class ModuleCopier:
     def __init__(self, root: nn.Module, plan: PruningPlan, share: bool) -> None:
         self._slice = Slicer(plan)
         self._share = share
+        self._values = plan.values
         self._members = members_by_parameter(plan)
         self._tensors: dict[int, Tensor] = {}
         self._modules: dict[int, nn.Module] = {}
@@ -54,10 +55,11 @@ class ModuleCopier:
         return self._tensors[id(old)]
 
     def _new_tensor(self, old: Tensor) -> Tensor:
-        members = self._members.get(self._names.get(id(old), ""))
-        if members is None and self._share:
+        name = self._names.get(id(old), "")
+        members, edited = self._members.get(name), self._values.get(name)
+        if members is None and edited is None and self._share:
             return old
-        data = old.detach()
+        data = old.detach() if edited is None else edited.to(old.device, old.dtype)
         data = data.clone() if members is None else self._slice(data, members)
         if isinstance(old, nn.Parameter):
             return nn.Parameter(data, requires_grad=old.requires_grad)

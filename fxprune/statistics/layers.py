@@ -191,6 +191,8 @@ def _called(traced: fx.GraphModule, node: fx.Node, names: Mapping[int, str]) -> 
     if not isinstance(module, nn.Linear):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         pads: Any = module._reversed_padding_repeated_twice
+        if mode == "constant" and not isinstance(module.padding, str):  # what forward reads
+            pads = [size for size in reversed(module.padding) for _ in range(2)]
         geometry = Geometry(module.kernel_size, module.stride, module.dilation, tuple(pads), mode)
     return Layer(
         str(node.target),

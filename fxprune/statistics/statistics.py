@@ -31,7 +31,7 @@ from fxprune.statistics.layers import Layer, find_layers
 from fxprune.statistics.mask_gradients import mask_gradients
 from fxprune.statistics.moments import Activations, activations
 from fxprune.statistics.objective import Labels, Loss, Objective
-from fxprune.statistics.passes import Passes
+from fxprune.statistics.passes import Part, Passes
 
 
 class Statistics:
@@ -95,6 +95,11 @@ class Statistics:
     def parameters(self) -> Mapping[str, Tensor]:
         """All parameters and buffers, detached, by name."""
         return self.analysis.parameters
+
+    def parts(self, title: str) -> Iterator[Part]:
+        """The data in parts of at most a micro-batch, each with what the graph takes."""
+        self._check_version()
+        return self._passes.parts(title)
 
     def mask_grads(self, group: Group) -> Tensor:
         """G[n, k] = ∂L_n/∂m_k of every sample n and unit k, float64 [samples, *group.shape].

@@ -42,9 +42,9 @@ class Inverted(nn.Module):
         self.project, self.head = nn.Conv2d(4, 3, 1), nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.expand(x)).relu()
-        x = self.depth_norm(self.depth(x)).relu()
-        return self.head(self.project(x).relu().mean((2, 3)))
+        x = functional.softplus(self.norm(self.expand(x)))
+        x = functional.softplus(self.depth_norm(self.depth(x)))
+        return self.head(torch.tanh(self.project(x)).mean((2, 3)))
 
 
 class PreActivation(nn.Module):
