@@ -8,6 +8,10 @@ in turns with the dense network: one run of each, many times. A pair gives one r
 the median ratio; quartiles say how much the machine disturbed the pairs, and the ratio of the least
 times what is left when it disturbed nothing. The environment variables keep each thread on a
 processor of its own; without them both may share one.
+
+Where others keep the processors busy, `--clock process_time` counts what the processors did for
+this process, of both threads together: no latency, but what a latency is made of when nobody
+disturbs it.
 """
 
 from __future__ import annotations
@@ -35,7 +39,10 @@ RESULTS = Path(__file__).parent / "results"
 BUDGET = 0.6
 BATCH = 8
 THREADS = 2
-REPETITIONS = 30
+CLOCKS: Mapping[str, Callable[[], float]] = {
+    "perf_counter": time.perf_counter,
+    "process_time": time.process_time,
+}
 
 
 def networks() -> Mapping[str, Callable[[], nn.Module]]:
@@ -45,19 +52,24 @@ def networks() -> Mapping[str, Callable[[], nn.Module]]:
     return {"ResNet-50": resnet50, "ViT-B/16": vit_b_16}
 
 
-def measure(make: Callable[[], nn.Module], file: Path | None, scope: str) -> dict[str, Any]:
+def measure(
+    make: Callable[[], nn.Module], scope: str, options: argparse.Namespace
+) -> dict[str, Any]:
     """One row of the table."""
     torch.manual_seed(0)
     images = torch.randn(BATCH, 3, 224, 224)
     analysis = fxprune.analyze(fxprune.trace(make().eval(), images))
     start = time.perf_counter()
-    latencies = fxprune.measure_latencies(analysis, images, file)
+    clock = CLOCKS[options.clock]
+    latencies = fxprune.measure_latencies(
+        analysis, images, options.latency_file, repetitions=options.repetitions, clock=clock
+    )
     grid = time.perf_counter() - start
     budget = fxprune.Budget(latency=BUDGET)
     plan = fxprune.plan(analysis, scope=scope, budget=budget, latencies=latencies)
     pruned = fxprune.rewrite(analysis.traced, plan)
     model = LatencyModel(cost_model(analysis), latencies)
-    dense, own = time_modules((analysis.traced, pruned), (images,), REPETITIONS)
+    dense, own = time_modules((analysis.traced, pruned), (images,), options.pairs, clock)
     ratios = sorted(after / before for before, after in zip(dense, own, strict=True))
     quartiles = statistics.quantiles(ratios)
     predicted, measured = model.after(plan) / latencies.dense, statistics.median(ratios)
@@ -71,7 +83,9 @@ def measure(make: Callable[[], nn.Module], file: Path | None, scope: str) -> dic
         "ratio of least": min(own) / min(dense),
         "dense seconds": {"least": min(dense), "median": statistics.median(dense)},
         "pruned seconds": {"least": min(own), "median": statistics.median(own)},
-        "pairs": REPETITIONS,
+        "clock": options.clock,
+        "pairs": options.pairs,
+        "repetitions of the grid": options.repetitions,
         "block": model.block,
         "factor of the whole to the sum of nodes": model.scale,
         "seconds for the grid": grid,
@@ -96,12 +110,14 @@ def written(rows: list[dict[str, Any]]) -> str:
     ]
     columns = ("network", "scope", "MACs", "predicted", "measured", "quartiles", "ratio of least")
     columns = (*columns, "off by", "dense s")
+    first, load = rows[0], max(row["load"][0] for row in rows)
     return (
         f"# Latency budgets\n\nBudget {BUDGET} of the dense latency; CPU, {THREADS} threads, batch "
-        f"{BATCH}, 224 x 224. All but seconds are fractions of the dense network. Measured: the "
-        f"median over {REPETITIONS} pairs of a dense and a pruned run, one after the other; "
-        "predicted: from times of nodes at a grid of widths, times one factor, that of the dense "
-        "network as a whole to the sum of its nodes.\n\n"
+        f"{BATCH}, 224 x 224. Seconds of `time.{first['clock']}`; load average up to {load:.0f} on "
+        f"{os.cpu_count()} processors. All but seconds are fractions of the dense network. "
+        f"Measured: the median over {first['pairs']} pairs of a dense and a pruned run, one after "
+        "the other; predicted: from times of nodes at a grid of widths, times one factor, that of "
+        "the dense network as a whole to the sum of its nodes.\n\n"
         + tabulate(table, columns, "github", disable_numparse=True)
         + "\n\nMade by `python -m benchmarks.latency_budget`.\n"
     )
@@ -113,6 +129,9 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=list(networks()))
     parser.add_argument("--scopes", nargs="*", default=["local"])
     parser.add_argument("--latency-file", type=Path, help="keep times of nodes here")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="perf_counter")
+    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--repetitions", type=int, default=4, help="of the grid")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     if os.environ.get("OMP_NUM_THREADS") != str(THREADS):
@@ -121,7 +140,7 @@ def main() -> None:
     rows = []
     for name in options.networks:
         for scope in options.scopes:
-            row = measure(networks()[name], options.latency_file, scope)
+            row = measure(networks()[name], scope, options)
             rows.append(
                 {"network": name, **row, "load": os.getloadavg(), "torch": torch.__version__}
             )

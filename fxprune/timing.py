@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,6 +24,8 @@ from fxprune.errors import PlanError
 from fxprune.inputs import bind_inputs
 from fxprune.plans import PruningPlan
 from fxprune.rewriter import rewrite
+
+Clock: TypeAlias = Callable[[], float]
 
 KEEP = (1.0, 0.89, 0.78, 0.67, 0.56, 0.45, 0.34, 0.23, 0.12)
 """The grid: fractions of their units that groups keep."""
@@ -56,6 +58,7 @@ def measure_latencies(
     file: str | os.PathLike[str] | None = None,
     round_to: int = 1,
     repetitions: int = 4,
+    clock: Clock = time.perf_counter,
 ) -> Latencies:
     """Time every node of the graph at a grid of widths, on the device where the model lies.
 
@@ -73,17 +76,20 @@ def measure_latencies(
     Raises PlanError if the file holds something else.
     """
     inputs = bind_inputs(analysis.traced, example_inputs, PlanError)
-    key = _key(analysis, inputs, round_to)
+    key = _key(analysis, inputs, round_to, clock)
     known = {} if file is None else _read(Path(file))
     if key not in known:
-        known[key] = _measure(analysis, inputs, round_to, repetitions)
+        known[key] = _measure(analysis, inputs, round_to, repetitions, clock)
         if file is not None:
             _write(Path(file), known)
     return known[key]
 
 
 def time_modules(
-    modules: Sequence[nn.Module], inputs: tuple[Any, ...], repetitions: int = 10
+    modules: Sequence[nn.Module],
+    inputs: tuple[Any, ...],
+    repetitions: int = 10,
+    clock: Clock = time.perf_counter,
 ) -> list[list[float]]:
     """Seconds of each repetition for each module, in eval mode, without gradients.
 
@@ -99,10 +105,10 @@ def time_modules(
             for module, own in zip(modules, times, strict=True):
                 synchronise = _synchroniser(module)
                 synchronise()
-                start = time.perf_counter()
+                start = clock()
                 module(*inputs)
                 synchronise()
-                own.append(time.perf_counter() - start)
+                own.append(clock() - start)
     for each, mode in modes.items():
         each.training = mode
     return [own[1:] for own in times]
@@ -125,7 +131,7 @@ def compare_latency(
 
 
 def _measure(
-    analysis: Analysis, inputs: tuple[Any, ...], round_to: int, repetitions: int
+    analysis: Analysis, inputs: tuple[Any, ...], round_to: int, repetitions: int, clock: Clock
 ) -> Latencies:
     plans = [_grid_plan(analysis, *at, round_to) for at in itertools.product(KEEP, SKEW)]
     least: list[dict[str, float]] = [{} for _ in plans]
@@ -133,9 +139,9 @@ def _measure(
     for _ in range(repetitions):  # one after the other, as loads of the machine come and go
         for plan, times in zip(plans, least, strict=True):
             pruned = rewrite(analysis.traced, plan, share=True).eval()
-            for name, seconds in _node_times(pruned, inputs).items():
+            for name, seconds in _node_times(pruned, inputs, clock).items():
                 times[name] = min(seconds, times.get(name, seconds))
-        dense += time_modules((analysis.traced,), inputs, 2)[0]
+        dense += time_modules((analysis.traced,), inputs, 2, clock)[0]
     model, names = cost_model(analysis), {node.name for node in analysis.traced.graph.nodes}
     samples = (
         Sample(model.widths(plan), _by_original(times, names))
@@ -157,9 +163,11 @@ def _grid_plan(analysis: Analysis, keep: float, skew: float, round_to: int) -> P
     return PruningPlan.build(analysis, kept)
 
 
-def _node_times(module: fx.GraphModule, inputs: tuple[Any, ...]) -> Mapping[str, float]:
+def _node_times(
+    module: fx.GraphModule, inputs: tuple[Any, ...], clock: Clock
+) -> Mapping[str, float]:
     """The least seconds of each node in two runs, after one to warm up."""
-    timer = _Timer(module, _synchroniser(module))
+    timer = _Timer(module, _synchroniser(module), clock)
     runs = []
     with torch.no_grad():
         for _ in range(3):
@@ -181,9 +189,11 @@ def _by_original(times: Mapping[str, float], names: set[str]) -> dict[str, float
 
 
 class _Timer(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, synchronise: Callable[[], None]) -> None:
+    def __init__(
+        self, module: fx.GraphModule, synchronise: Callable[[], None], clock: Clock
+    ) -> None:
         super().__init__(module)
-        self.synchronise = synchronise
+        self.synchronise, self.clock = synchronise, clock
         self.seconds: dict[str, float] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -191,10 +201,10 @@ class _Timer(fx.Interpreter):
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         self.synchronise()
-        start = time.perf_counter()
+        start = self.clock()
         result = getattr(self, n.op)(n.target, args, kwargs)
         self.synchronise()
-        self.seconds[n.name] = time.perf_counter() - start
+        self.seconds[n.name] = self.clock() - start
         return result
 
 
@@ -212,7 +222,7 @@ def _synchroniser(module: nn.Module) -> Callable[[], None]:
 # -- the file --------------------------------------------------------------------------------------
 
 
-def _key(analysis: Analysis, inputs: Iterable[Any], round_to: int) -> str:
+def _key(analysis: Analysis, inputs: Iterable[Any], round_to: int, clock: Clock) -> str:
     """What times depend on."""
     device = _device(analysis.traced)
     on = platform.processor() or platform.machine()
@@ -220,10 +230,9 @@ def _key(analysis: Analysis, inputs: Iterable[Any], round_to: int) -> str:
         on = torch.cuda.get_device_name(device)
     shapes = [f"{t.dtype}{list(t.shape)}" for t in tree_leaves(inputs) if isinstance(t, Tensor)]
     dtypes = sorted({str(p.dtype) for p in analysis.traced.parameters()})
-    parts = [analysis.fingerprint, str(device), on, f"{torch.get_num_threads()} threads"]
-    return "; ".join(
-        [*parts, *dtypes, *shapes, f"round_to {round_to}", f"torch {torch.__version__}"]
-    )
+    threads = f"{torch.get_num_threads()} threads"
+    measured = f"round_to {round_to}", f"torch {torch.__version__}", clock.__name__
+    return "; ".join([analysis.fingerprint, str(device), on, threads, *dtypes, *shapes, *measured])
 
 
 def _read(path: Path) -> dict[str, Latencies]:

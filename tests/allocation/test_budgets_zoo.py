@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 import torch
@@ -67,3 +68,14 @@ def test_budgets_are_met_to_within_one_unit(name: str) -> None:
         assert_within_one_unit(analysis, plan, limit)
         met += 1
     assert met, "no budget could be met"
+
+
+def test_a_global_plan_takes_a_fraction_of_a_second() -> None:
+    _, analysis = measure.analysed("resnet50")
+    scores = random_scores(analysis, 0)
+    start = time.process_time()
+    for macs in (0.75, 0.5, 0.25):
+        fxprune.plan(
+            analysis, lambda g, _: scores[g.name], scope="global", budget=Budget(macs=macs)
+        )
+    assert time.process_time() - start < 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -131,8 +132,9 @@ def test_measured_times_are_kept_in_a_file(tmp_path: Path) -> None:
     assert fxprune.measure_latencies(analysed(), EXAMPLE, file, repetitions=1) == first
     fxprune.measure_latencies(analysed(), EXAMPLE[:3], file, repetitions=1)
     fxprune.measure_latencies(analysed(), EXAMPLE, file, round_to=8, repetitions=1)
+    fxprune.measure_latencies(analysed(), EXAMPLE, file, repetitions=1, clock=time.process_time)
     stored = json.loads(file.read_text())
-    assert len(stored["latencies"]) == 3  # other sizes, other multiples: other times
+    assert len(stored["latencies"]) == 4  # other sizes, multiples, clocks: other times
     assert all(all(s > 0 for s in sample.seconds.values()) for sample in first.samples)
     file.write_text(json.dumps({**stored, "version": 99}))
     with pytest.raises(PlanError, match="no file of latencies"):
