@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.rules import Call, Effect, Kind, register
+from fxprune.rules import Call, Effect, Kind
 
 
 @torch.library.custom_op("examples::swiglu", mutates_args=())
@@ -52,8 +52,7 @@ def main() -> None:
     traced = fxprune.trace(Network(), x)
 
     print("without a rule:", [group.name for group in fxprune.analyze(traced).groups])
-    register("examples::swiglu")(swiglu_rule)
-    analysis = fxprune.analyze(traced)
+    analysis = fxprune.analyze(traced, rules={"examples::swiglu": swiglu_rule})
     print("with it:       ", [group.name for group in analysis.groups])
 
     plan = fxprune.plan(analysis, sparsity=0.5)

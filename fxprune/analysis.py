@@ -16,7 +16,9 @@ from fxprune.errors import AnalysisError
 from fxprune.explanations import Explainer
 from fxprune.grouping import Grouped, build_groups
 from fxprune.groups import Group
-from fxprune.propagate import Propagation, propagate
+from fxprune.propagate import OWN_RULES, Propagation, propagate
+from fxprune.rules import RULES
+from fxprune.rules.base import Rule
 from fxprune.walks import aliases, named_tensors
 
 _REASONS = 8
@@ -96,13 +98,22 @@ class Analysis:
         return coverage_of(parameters, self.groups, self.frozen)
 
 
-def analyze(traced: fx.GraphModule, strict: bool = False) -> Analysis:
+def analyze(
+    traced: fx.GraphModule, strict: bool = False, rules: Mapping[str, Rule] | None = None
+) -> Analysis:
     """Find the dependency groups of a graph that `fxprune.trace` returned.
 
-    With `strict`, an op without a rule is an error; otherwise it freezes what it touches. Raises
-    AnalysisError also where the graph does not run on the recorded examples.
+    With `strict`, an op without a rule is an error; otherwise it freezes what it touches. `rules`
+    are for operators of your own, by full names such as "mylib::gate"; they stay with the graph and
+    with what is rewritten from it. They are trusted: `fxprune.verify` says if one is wrong.
+
+    Raises AnalysisError for the name of an operator of torch's own, and where the graph does not
+    run on the recorded examples.
     """
     _require_graph(traced)
+    if rules is not None:
+        _require_own(rules)
+        traced.meta[OWN_RULES] = dict(rules)
     propagation = propagate(traced)
     if strict and propagation.barriers:
         node, op = propagation.barriers[0]
@@ -121,6 +132,15 @@ def _require_graph(value: object) -> None:
             f"analyze takes the GraphModule that fxprune.trace returns, not a "
             f"{type(value).__name__}. Call fxprune.trace(model, example_inputs) first."
         )
+
+
+def _require_own(rules: Mapping[str, Rule]) -> None:
+    for name in rules:
+        if "::" not in name or name in RULES or name.startswith(("aten::", "prims::")):
+            raise AnalysisError(
+                f"rules= names {name!r}; it takes operators that fxprune has no rule for, of other "
+                'libraries than torch, by full names such as "mylib::gate".'
+            )
 
 
 _CACHE = "fxprune_analysis"

@@ -19,6 +19,7 @@ from fxprune.plans import PruningPlan
 from fxprune.reconstruction import check_method, compensated
 from fxprune.reports import PruneReport, build_report
 from fxprune.rewriter import rewrite
+from fxprune.rules.base import Rule
 from fxprune.statistics import Labels, Loss, Statistics
 from fxprune.timing import compare_latency, measure_latencies
 
@@ -62,11 +63,12 @@ def prune(
     normalise: str = "none",
     latency_file: str | os.PathLike[str] | None = None,
     compensate: str | None = None,
+    rules: Mapping[str, Rule] | None = None,
 ) -> PruneResult:
     """Trace, analyse, plan and rewrite: a smaller module that computes what the masked model does.
 
     example_inputs, dynamic             as for `trace`
-    strict                              as for `analyze`
+    strict, rules                       as for `analyze`
     data, loss, labels                  as for `score`
     latency_file                        where `measure_latencies` keeps times; they are measured if
                                         the budget limits latency, and the report compares
@@ -79,7 +81,7 @@ def prune(
     """
     if compensate is not None:
         check_method(compensate, data)
-    analysis = analyze(trace(model, example_inputs, dynamic), strict=strict)
+    analysis = analyze(trace(model, example_inputs, dynamic), strict, rules)
     return prune_analysed(
         analysis,
         example_inputs,

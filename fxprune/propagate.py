@@ -34,6 +34,10 @@ _CONSTANT_LIMIT = 1 << 22
 """Constant tensors with more elements than this are not evaluated to follow an index."""
 
 
+OWN_RULES = "fxprune_rules"
+"""Where a graph's `meta` keeps the rules for operators of the user's: full name → rule."""
+
+
 @dataclass(frozen=True)
 class TensorAxes:
     """Stands for a tensor in a node's value; `key` identifies the tensor among the records."""
@@ -85,7 +89,7 @@ def propagate(traced: fx.GraphModule, inputs: tuple[Any, ...] | None = None) -> 
     cannot run, or if a rule contradicts what the op computed.
     """
     shadow, sources, constants = meta_shadow(traced)
-    mode = _RuleMode(constants)
+    mode = _RuleMode(constants, traced.meta.get(OWN_RULES, {}))
     layouts = {name: mode.declare_parameter(tensor) for name, tensor in named_tensors(shadow)}
     state: frozenset[str] = getattr(traced.meta.get("fxprune"), "omitted", frozenset())
     runner = _Runner(shadow, traced.graph, mode, state)
@@ -105,11 +109,14 @@ def propagate(traced: fx.GraphModule, inputs: tuple[Any, ...] | None = None) -> 
     )
 
 
-def find_rule(func: Any) -> Rule | None:
-    """The rule for an ATen overload: by name, by its in-place name, or by torch's pointwise tag."""
+def find_rule(func: Any, own: Mapping[str, Rule] = MappingProxyType({})) -> Rule | None:
+    """The rule for an ATen overload: by name, by its in-place name, or by torch's pointwise tag.
+
+    Ops of other libraries have one by their full name, mostly among the user's own.
+    """
     namespace, name = func._schema.name.split("::")
     if namespace not in ("aten", "prims"):
-        return RULES.get(func._schema.name)
+        return own.get(func._schema.name) or RULES.get(func._schema.name)
     rule = RULES.get(name)
     if rule is None and name.endswith("_"):
         rule = RULES.get(name[:-1])
@@ -123,6 +130,7 @@ class _RuleMode(TorchDispatchMode):
     """Applies every dispatched op's rule. Keeps all tensors alive, so that ids identify them."""
 
     constants: dict[int, Tensor]
+    rules: Mapping[str, Rule]
     algebra: Algebra = field(default_factory=Algebra)
     records: list[Record] = field(default_factory=list)
     barriers: list[tuple[str, str]] = field(default_factory=list)
@@ -210,7 +218,7 @@ class _RuleMode(TorchDispatchMode):
             self.dynamic,
             func._schema.name.partition("::")[2] == name_of(self.site),
         )
-        self.apply(call, find_rule(func))
+        self.apply(call, find_rule(func, self.rules))
         mutates = func._schema.is_mutable
         for position, output in enumerate(outputs):
             if mutates:

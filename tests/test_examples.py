@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from fxprune import rules
+import fxprune
 from tests import torchvision_shim  # noqa: F401  (before torchvision is imported)
 
 # isort: split
@@ -84,15 +86,26 @@ def test_custom_criterion(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_custom_rule(capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        custom_rule.main()
-        with pytest.raises(ValueError, match="two rules for examples::swiglu"):
-            rules.register("examples::swiglu")(custom_rule.swiglu_rule)
-    finally:
-        rules._TABLE.pop("examples::swiglu", None)
+    custom_rule.main()
     printed = capsys.readouterr().out
     assert re.search(r"without a rule: \[\]", printed)
     assert "masked equivalence holds" in printed
     assert "'out.weight': (4, 16)" in printed
-    with pytest.raises(ValueError, match="no operator of another library"):
-        rules.register("aten::relu")
+
+
+def test_rules_of_ones_own(tmp_path: Path) -> None:
+    model, x = custom_rule.Network(), torch.randn(16, 8)
+    rules = {"examples::swiglu": custom_rule.swiglu_rule}
+    result = fxprune.prune(model, x, 0.5, rules=rules)
+    assert result.module.out.in_features == 16
+    again = fxprune.analyze(copy.deepcopy(result.module))  # they stay with the graph
+    assert [group.size for group in again.groups] == [16]
+    with pytest.warns(match="needs the model's class"):
+        fxprune.save(result, tmp_path)
+    loaded = fxprune.load(tmp_path, custom_rule.Network, rules=rules)
+    torch.testing.assert_close(loaded(x), result.module(x), rtol=0, atol=0)
+    traced = fxprune.trace(model, x)
+    assert not fxprune.analyze(traced).groups
+    for name in ("aten::relu", "relu", "torchvision::roi_align"):
+        with pytest.raises(fxprune.AnalysisError, match=f"rules= names '{name}'"):
+            fxprune.analyze(traced, rules={name: custom_rule.swiglu_rule})

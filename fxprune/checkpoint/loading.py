@@ -24,6 +24,7 @@ from fxprune.checkpoint.rebuilding import rebuild
 from fxprune.checkpoint.values import decode
 from fxprune.errors import CheckpointError, PlanError
 from fxprune.plans.base import short
+from fxprune.rules.base import Rule
 
 Factory = Callable[[], nn.Module]
 
@@ -33,6 +34,7 @@ def load(
     model_factory: Factory | None = None,
     example_inputs: Any = None,
     dynamic: Any = None,
+    rules: Mapping[str, Rule] | None = None,
 ) -> fx.GraphModule:
     """The pruned module that `save` wrote to `directory`.
 
@@ -44,6 +46,7 @@ def load(
                     plan leaves of them is filled from the file
     example_inputs  inputs of that model, as for `trace`; by default such as the plan was made with
     dynamic         as for `trace`; to be given if it was when the plan was made
+    rules           as for `analyze`; likewise
 
     Raises CheckpointError if a file is missing, damaged, changed, of another version or of another
     save, if the plan is for another model, or if the graph needs its class and there is none.
@@ -64,7 +67,8 @@ def load(
         module = _without_class(graph, stored)
     else:
         plan_of = partial(plan_files.read_plan, folder, text, graph)
-        module = _with_class(graph, stored, plan_of, model_factory, example_inputs, dynamic)
+        traced = _traced(graph, model_factory, example_inputs, dynamic)
+        module = _pruned(graph, stored, traced, lambda: plan_of(analyze(traced, rules=rules)))
     training = set(graph["training"])
     for name, child in module.named_modules():
         child.__dict__["training"] = name in training
@@ -105,20 +109,23 @@ def _without_class(graph: Mapping[str, Any], stored: tensors.Stored) -> fx.Graph
     return rebuild(graph["graph"], graph["tensors"], made, graph["inputs"])
 
 
-def _with_class(
-    graph: Mapping[str, Any],
-    stored: tensors.Stored,
-    plan_of: Callable[[Analysis], Plan],
-    model_factory: Factory,
-    example_inputs: Any,
-    dynamic: Any,
+def _traced(
+    graph: Mapping[str, Any], model_factory: Factory, example_inputs: Any, dynamic: Any
 ) -> fx.GraphModule:
     model = _weightless_model(model_factory)
     if example_inputs is None:
         example_inputs = _examples(graph["inputs"], model)
-    traced = trace(model, example_inputs, dynamic)
+    return trace(model, example_inputs, dynamic)
+
+
+def _pruned(
+    graph: Mapping[str, Any],
+    stored: tensors.Stored,
+    traced: fx.GraphModule,
+    read_plan: Callable[[], Plan],
+) -> fx.GraphModule:
     try:
-        plan = plan_of(analyze(traced))
+        plan = read_plan()
     except PlanError as error:
         raise CheckpointError(
             f"The plan {files.PLAN} does not fit the model that model_factory made: {error}"
