@@ -7,6 +7,7 @@
 # make zoo     prune every architecture of the zoo, side by side with Torch-Pruning (an hour)
 # make criteria rank criteria on real digits, side by side with Torch-Pruning's (an hour)
 # make bench   measure speed, scaling, latency and memory (half an hour)
+# make bench   measure speed, scaling, latency and memory, and exports (an hour)
 # Each makes .venv first if there is none. A machine needs only Python >= 3.10, pip and make.
 
 PYTHON ?= python3
@@ -72,6 +73,7 @@ bench: $(VENV)/.peers
 	$(BIN)/python -m benchmarks.budget
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.export
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
