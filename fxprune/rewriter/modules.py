@@ -122,6 +122,10 @@ def _recurrent(module: Any, site: Site) -> None:
     module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
 
 
+def _cell(module: Any, site: Site) -> None:
+    module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
+
+
 def _unflatten(module: Any, site: Site) -> None:
     rank = len(site.axes(site.old.args[0]))
     dim = int(module.dim) % rank
@@ -156,6 +160,7 @@ FIXES: Mapping[type, Fix] = MappingProxyType(
         nn.ChannelShuffle: _channel_shuffle,
         nn.PReLU: _prelu,
         **dict.fromkeys(_GATES, _recurrent),
+        **dict.fromkeys((nn.LSTMCell, nn.GRUCell, nn.RNNCell), _cell),
         nn.Unflatten: _unflatten,
     }
 )
