@@ -11,6 +11,7 @@ from fxprune.allocation import (
 from fxprune.analysis import Analysis, analyze
 from fxprune.capture import trace
 from fxprune.checkpoint import ClassNeededWarning, load, save
+from fxprune.composition import compose
 from fxprune.costs import Amounts, Cost, cost, savings
 from fxprune.coverage import Coverage
 from fxprune.criteria import Criterion
@@ -75,6 +76,7 @@ __all__ = [
     "analyze",
     "apply",
     "compare_latency",
+    "compose",
     "cost",
     "dot",
     "export",
