@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fxprune.capture.metacopy import shallow_copy
 from fxprune.plans import PruningPlan
@@ -148,7 +149,7 @@ FIXES: Mapping[type, Fix] = MappingProxyType(
     {
         **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
         **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _convolution),
-        nn.Linear: _linear,
+        **dict.fromkeys((nn.Linear, NonDynamicallyQuantizableLinear), _linear),
         nn.Bilinear: _bilinear,
         **dict.fromkeys(
             (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), _batch_norm
