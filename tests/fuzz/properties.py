@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +14,10 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 import fxprune
-from fxprune import Analysis, PruningPlan
+from fxprune import Analysis, Group, PlanError, PruningPlan
+from fxprune.grouping import build_groups
+from fxprune.propagate import TensorAxes, propagate
+from fxprune.selection import Selection
 from tests.fuzz import reference
 from tests.fuzz.program import Program
 
@@ -40,6 +45,10 @@ class Case:
         names = {group.name for group in self.analysis.groups if group.maskable}
         return {name: rows for name, rows in self.kept.items() if name in names}
 
+    def rows(self, group: Group) -> Sequence[Sequence[int]]:
+        """The kept units of a group, per context."""
+        return reference.rows_of(group, self.kept)
+
     @cached_property
     def plan(self) -> PruningPlan:
         return PruningPlan.build(self.analysis, self.kept)
@@ -63,6 +72,13 @@ class Case:
         return reference.masks(self.analysis.groups, kept, shapes)
 
     @cached_property
+    def other(self) -> tuple[nn.Module, fx.GraphModule, Analysis]:
+        """The same program with other weights, traced and analysed on its own."""
+        model = self.program.build(seed=1)
+        traced = trace(model, self.program)
+        return model, traced, fxprune.analyze(traced)
+
+    @cached_property
     def masked_model(self) -> nn.Module:
         return reference.masked(self.model, self.keep(self.maskable))
 
@@ -76,8 +92,16 @@ def prepare(program: Program) -> tuple[nn.Module, fx.GraphModule, Analysis]:
             raise Refused("an output is not finite")
         if float((tensor - tensor[:1]).abs().max()) <= 1e-6 * float(tensor.abs().max()):
             raise Refused("an output does not depend on the input")
-    traced = fxprune.trace(model, program.example())
+    traced = trace(model, program)
     return model, traced, fxprune.analyze(traced, strict=True)
+
+
+def trace(model: nn.Module, program: Program) -> fx.GraphModule:
+    """The graph of a program: for most, only the batch size is free, which is faster to find."""
+    if len(program.source) % 4 == 0:
+        return fxprune.trace(model, program.example())
+    free = {v.name: {d: d == 0 for d in range(len(v.shape))} for v in program.inputs}
+    return fxprune.trace(model, program.example(), free)
 
 
 def run(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -118,18 +142,242 @@ def masked_interpretation(case: Case) -> None:
     assert report.ok, str(report)
 
 
+def declared_shapes(case: Case) -> None:
+    """Every node runs at the shape that its axes have after the plan, and modules tell theirs."""
+    inputs = case.program.example(3, seed=2)
+    propagation = propagate(case.traced, inputs)
+    sized = Analysis(case.traced, case.analysis.fingerprint, propagation, build_groups(propagation))
+    selection = Selection(sized, case.plan)
+    declared = {
+        node.name: [selection.shape(v.axes) for v in tree_leaves(value) if type(v) is TensorAxes]
+        for node, value in propagation.nodes.items()
+    }
+    for node, value in executed(case.pruned, inputs):
+        shapes = [tuple(tensor.shape) for tensor in tensors(value)]
+        if node.name in declared and node.op != "output":
+            assert shapes == declared[node.name], (
+                f"{node}: {shapes}, declared {declared[node.name]}"
+            )
+    for name, module in case.pruned.named_modules():
+        if type(module).__module__.startswith("torch.nn.modules") and not module._modules:
+            _tells_its_shapes(name, module)
+
+
+def executed(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> list[tuple[fx.Node, Any]]:
+    """Every node with its value."""
+    interpreter = fx.Interpreter(module, garbage_collect_values=False)
+    with torch.no_grad():
+        interpreter.run(*inputs)
+    return list(interpreter.env.items())
+
+
+def _tells_its_shapes(name: str, module: nn.Module) -> None:
+    """What a module prints must make a module with parameters of the same shapes."""
+    text = repr(module).replace("NonDynamicallyQuantizableLinear", "Linear")
+    made = eval(f"nn.{text}", {"nn": nn, "torch": torch})
+    own, told = ({n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (module, made))
+    assert own == told, f"{name} is {text}, but has {own}"
+
+
 def original_untouched(case: Case) -> None:
-    """Neither the model nor its graph changes by a bit."""
-    fresh = case.program.build()
-    assert same_bits(bits(case.model), bits(fresh)), "the model's state changed"
-    code, state = case.traced.code, bits(case.traced)
-    fxprune.rewrite(case.traced, case.plan)
-    assert case.traced.code == code, "the graph changed"
-    assert same_bits(bits(case.traced), state), "the graph's state changed"
+    """Neither the model nor its graph has changed by a bit."""
+    fresh = bits(case.program.build())
+    assert same_bits(bits(case.model), fresh), "the model's state changed"
+    named = dict([*case.traced.named_parameters(), *case.traced.named_buffers()])
+    assert all(torch.equal(named[name], fresh[name]) for name in named if name in fresh)
+    assert case.traced.code == case.other[1].code, "the graph changed"
+
+
+def gradients(case: Case) -> None:
+    """The pruned module's gradients are the masked original's, at the entries that stay."""
+    inputs, keep = case.program.example(3, seed=4), case.keep(case.maskable)
+    crossed = reference.crossed_dims(case.analysis.groups, case.maskable)
+    expected = _gradients(case.masked_model, inputs)
+    actual = _gradients(case.masked_pruned, inputs)
+    assert set(actual) <= set(expected), sorted(set(actual) - set(expected))
+    scale = max((float(g.abs().max()) for g in expected.values() if g.numel()), default=1.0)
+    for name, gradient in actual.items():
+        wanted = expected[name]
+        if name in keep:
+            wanted = reference.squeezed(wanted, keep[name], crossed.get(name, set()))
+        error = float((gradient - wanted).abs().max()) / scale
+        assert error <= TOLERANCE, f"{name}: {error:.1e} of the largest gradient"
+
+
+def _gradients(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    loss = torch.zeros((), dtype=torch.float64)
+    for output in tensors(module(*inputs)):
+        weights = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+        loss = loss + (output * weights).sum()
+    parameters = dict(module.named_parameters())
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {
+        n: torch.zeros_like(p) if g is None else g
+        for (n, p), g in zip(parameters.items(), found, strict=True)
+    }
+
+
+def empty_plan(case: Case) -> None:
+    """A plan that keeps everything changes nothing, to the bit."""
+    every = {g.name: [list(range(g.size))] * g.contexts for g in case.analysis.groups}
+    every = {name: rows if len(rows) > 1 else rows[0] for name, rows in every.items()}
+    plan = PruningPlan.build(case.analysis, every)
+    assert plan.is_empty
+    same = fxprune.rewrite(case.traced, plan)
+    assert same.code == case.traced.code, f"{case.traced.code} became {same.code}"
+    assert same_bits(bits(case.traced), bits(same))
+    inputs = case.program.example(3, seed=5)
+    outputs = zip(run(same, inputs), run(case.traced, inputs), strict=True)
+    assert all(torch.equal(a, b) for a, b in outputs)
+
+
+def deterministic(case: Case) -> None:
+    """A second trace, analysis, plan and rewrite give the same, also from other weights."""
+    _, traced, analysis = case.other
+    assert analysis.fingerprint == case.analysis.fingerprint
+    assert analysis.groups == case.analysis.groups
+    plan = PruningPlan.from_json(case.plan.to_json(), analysis)
+    assert plan == case.plan
+    pruned = fxprune.rewrite(traced, plan)
+    assert pruned.code == case.pruned.code
+    pruned.load_state_dict(case.pruned.state_dict())
+    assert same_bits(bits(pruned), bits(case.pruned)), "the state has other names or orders"
+    inputs = case.program.example(3, seed=6)
+    outputs = zip(run(pruned, inputs), run(case.pruned, inputs), strict=True)
+    assert all(torch.equal(a, b) for a, b in outputs), "after a round trip of the state"
+
+
+def same_groups_again(case: Case) -> None:
+    """The pruned module, traced anew, has the groups of the original at their new sizes."""
+    if any(len(row) < 2 for group in case.analysis.groups for row in case.rows(group)):
+        return  # a dimension of size 1 is a constant
+    found, wanted = Counter[Any](), Counter[Any]()
+    for group in fxprune.analyze(trace(case.pruned, case.program)).groups:
+        found[_signature(group, group.contexts)] += group.size
+    alone = set()
+    for group in case.analysis.groups:
+        around = _group_of_contexts(case.analysis, group)
+        contexts = len(case.kept[around]) if around in case.kept else group.contexts
+        signature = _signature(group, contexts)
+        wanted[signature] += len(case.rows(group)[0])
+        if _of_single_units(case.analysis, group):
+            alone.add(signature)
+    for signature in found | wanted:
+        # Runs of single units that have become neighbours make a group; one unit alone makes none.
+        missing = wanted[signature] - found[signature]
+        assert missing == 0 or (missing == 1 and signature in alone), (
+            f"{signature}: {found[signature]} units, not {wanted[signature]}"
+        )
+
+
+def _signature(group: Group, contexts: int) -> tuple[Any, ...]:
+    members = sorted({(m.parameter, m.dim) for m in group.members if "_index" not in m.parameter})
+    return contexts, group.maskable, tuple(members)
+
+
+def two_rounds(case: Case) -> None:
+    """Pruning what was pruned is one composed plan."""
+    analysis = fxprune.analyze(case.pruned)
+    rng = random.Random(len(analysis.groups))
+    kept = {group.name: random_rows(group, rng) for group in analysis.groups}
+    second, composed = _composed(case, analysis, kept)
+    twice = fxprune.rewrite(case.pruned, second)
+    once = fxprune.rewrite(case.traced, composed)
+    state = reference.tensors_of(twice)
+    for name, tensor in once.named_parameters():
+        assert torch.equal(tensor, state[name]), f"{name} differs"
+    inputs = case.program.example(3, seed=7)
+    assert reference.relative_error(run(once, inputs), run(twice, inputs)) <= TOLERANCE
+
+
+def _composed(
+    case: Case, analysis: Analysis, kept: dict[str, Any]
+) -> tuple[PruningPlan, PruningPlan]:
+    """A second plan and its composition with the first, without what only the second could say."""
+    second = PruningPlan.build(analysis, kept)
+    try:
+        return second, fxprune.compose(case.plan, second)
+    except PlanError:
+        merged = [g for g in analysis.groups if g.name in kept and _merges(case.analysis, g)]
+        if not merged:
+            raise
+    rest = {name: rows for name, rows in kept.items() if name != merged[0].name}
+    return _composed(case, analysis, rest)
+
+
+def _merges(analysis: Analysis, group: Group) -> bool:
+    """True if units alike those of a later group are in several groups, or in none."""
+    alike = [g for g in analysis.groups if _signature(g, 1) == _signature(group, 1)]
+    return len(alike) > 1 or any(_of_single_units(analysis, g) for g in alike)
+
+
+def _of_single_units(analysis: Analysis, group: Group) -> bool:
+    """True if the group was put together from units that stand alone."""
+    return sum(name == group.name for name, _ in analysis.grouped.units.values()) == group.size
+
+
+def random_rows(group: Group, rng: random.Random) -> Any:
+    count = rng.randint(1, group.size)
+    rows = [sorted(rng.sample(range(group.size), count)) for _ in range(group.contexts)]
+    return rows if group.contexts > 1 else rows[0]
+
+
+def permuted_units(case: Case) -> None:
+    """Renumbering the units of groups, in each context anew, changes neither the function nor what
+    pruning does.
+    """
+    rng = random.Random(len(case.program.source))
+    groups = sorted(case.analysis.groups, key=lambda g: -g.contexts)  # contexts move last
+    orders = {g.name: [_order(case.analysis, g, rng) for _ in range(g.contexts)] for g in groups}
+    renumbered = reference.renumbered(case.model, groups, orders)
+    inputs = case.program.example(3, seed=8)
+    error = reference.relative_error(run(renumbered, inputs), run(case.model, inputs))
+    assert error <= TOLERANCE, f"the renumbered original differs by {error:.1e}"
+    kept: dict[str, Any] = {}
+    for group in groups:
+        rows = reference.renumber(case.rows(group), orders[group.name])
+        around = _group_of_contexts(case.analysis, group)
+        rows = rows if around not in orders else [rows[c] for c in orders[around][0]]
+        kept[group.name] = rows if group.contexts > 1 else rows[0]
+    model, traced, analysis = case.other
+    model.load_state_dict(renumbered.state_dict())
+    pruned = fxprune.rewrite(traced, PruningPlan.build(analysis, kept))
+    error = reference.relative_error(run(pruned, inputs), run(case.pruned, inputs))
+    assert error <= TOLERANCE, f"the pruned one differs by {error:.1e}"
+
+
+def _order(analysis: Analysis, group: Group, rng: random.Random) -> list[int]:
+    """A random order of a group's units. Single units with several indices each keep theirs.
+
+    Nothing says which index of one such unit does what a given index of another one does.
+    """
+    several = any(int((m.unit >= 0).sum()) > group.size for m in group.members)
+    if several and _of_single_units(analysis, group):
+        return list(range(group.size))
+    return rng.sample(range(group.size), group.size)
+
+
+def _group_of_contexts(analysis: Analysis, group: Group) -> str:
+    """The name of the group whose units are the contexts of another one."""
+    context = analysis.grouped.contexts.get(group.name)
+    return "" if context is None else analysis.grouped.units.get(context.key, ("",))[0]
 
 
 PROPERTIES: Mapping[str, Callable[[Case], None]] = {
-    f.__name__: f for f in (masked_equivalence, masked_interpretation, original_untouched)
+    holds.__name__: holds
+    for holds in (
+        masked_equivalence,
+        masked_interpretation,
+        declared_shapes,
+        original_untouched,
+        gradients,
+        empty_plan,
+        deterministic,
+        same_groups_again,
+        two_rounds,
+        permuted_units,
+    )
 }
 
 

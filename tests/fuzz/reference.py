@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -72,24 +72,79 @@ def masked(module: nn.Module, keep: Mapping[str, Any]) -> nn.Module:
     return zeroed
 
 
-def squeezed(tensor: Tensor, keep: Any) -> Tensor:
+def crossed_dims(groups: Sequence[Group], kept: Mapping[str, Any]) -> dict[str, set[int]]:
+    """Per parameter, the dimensions whose kept indices depend on another dimension's index."""
+    found: dict[str, set[int]] = {}
+    for group in groups:
+        for member in group.members:
+            if group.name in kept and len(member.dims) == 2:
+                found.setdefault(member.parameter, set()).add(member.dim)
+    return found
+
+
+def squeezed(tensor: Tensor, keep: Any, crossed: Set[int]) -> Tensor:
     """The kept entries of a tensor, as a smaller tensor; they must form a rectangle.
 
-    Slices that keep nothing vanish. Where other lines keep other indices, as in a dimension whose
-    units are chosen per context, each entry is counted within its own line.
+    Slices that keep nothing vanish. Along the `crossed` dimensions, where every line keeps other
+    indices, each entry is counted within its own line.
     """
     places = []
     for dim in range(tensor.dim()):
         others = tuple(d for d in range(tensor.dim()) if d != dim)
-        nonempty = keep.any(axis=others)
-        crossed = int(nonempty.sum()) > int(keep.sum(axis=dim).max())
-        lines = np.moveaxis(np.broadcast_to(nonempty, np.moveaxis(keep, dim, -1).shape), -1, dim)
-        places.append((np.cumsum(keep if crossed else lines, axis=dim) - 1)[keep])
+        slices = keep.any(axis=others, keepdims=True)
+        lines = keep if dim in crossed else np.broadcast_to(slices, keep.shape)
+        places.append((np.cumsum(lines, axis=dim) - 1)[keep])
     shape = tuple(int(p.max()) + 1 for p in places)
     assert keep.sum() == np.prod(shape), f"{int(keep.sum())} entries are no {shape}"
     result = tensor.new_full(shape, float("nan"))
     result[tuple(torch.from_numpy(p) for p in places)] = tensor[torch.from_numpy(keep)]
     assert not torch.isnan(result).any()
+    return result
+
+
+def renumber(rows: Sequence[Sequence[int]], orders: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Kept units where unit ``order[i]`` of each context is now number ``i``."""
+    pairs = zip(rows, orders, strict=True)
+    return [sorted(order.index(unit) for unit in row) for row, order in pairs]
+
+
+def renumbered(
+    module: nn.Module, groups: Sequence[Group], orders: Mapping[str, Sequence[Sequence[int]]]
+) -> nn.Module:
+    """A copy of the module in which unit ``order[i]`` of each context is number ``i``."""
+    changed = copy.deepcopy(module)
+    named = tensors_of(changed)
+    with torch.no_grad():
+        for group in groups:
+            for member in group.members:
+                tensor = named[member.parameter]
+                tensor.copy_(_renumbered_member(tensor, member, orders[group.name]))
+    return changed
+
+
+def _renumbered_member(tensor: Tensor, member: Member, orders: Sequence[Sequence[int]]) -> Tensor:
+    """Entries move along the member's dimension to where their unit's new number has its place.
+
+    A unit's entries keep their order. Every context has places of its own.
+    """
+    unit = member.unit.tolist()
+    inside = member.context is not None and member.context_dim == member.dim
+    across = member.context is not None and not inside
+    context = member.context.tolist() if member.context is not None else []
+    result = tensor.clone()
+    for c, order in enumerate(orders):
+        mine = [i for i, u in enumerate(unit) if u >= 0 and (not inside or context[i] == c)]
+        places = {u: [i for i in mine if unit[i] == u] for u in range(len(order))}
+        for number, old in enumerate(order):
+            for target, source in zip(places[number], places[old], strict=True):
+                if across:
+                    lines = torch.tensor([j for j, d in enumerate(context) if d == c])
+                    picked = tensor.select(member.dim, source)
+                    dim = member.context_dim - (member.context_dim > member.dim)
+                    part = picked.index_select(dim, lines)
+                    result.select(member.dim, target).index_copy_(dim, lines, part)
+                else:
+                    result.select(member.dim, target).copy_(tensor.select(member.dim, source))
     return result
 
 

@@ -16,7 +16,13 @@ from tests.fuzz.table import TABLE, Op, project
 MAX_STEPS = 7
 MIN_STEPS = 1
 _ROWS = tuple(TABLE.values())
-_INPUTS = {"BCHW": (3, 4, 4), "BCT": (3, 5), "BTC": (4, 3), "BC": (4,)}
+_INPUTS = {
+    "BCHW": ((3, 4, 4), (1, 5, 3), (2, 6, 4)),
+    "BCT": ((3, 5), (1, 4)),
+    "BTC": ((4, 3), (3, 5), (1, 4)),
+    "BC": ((4,), (3,)),
+    "BT": ((4,), (3,)),
+}
 
 assert ops
 
@@ -45,9 +51,11 @@ _INTEGERS: dict[int, st.SearchStrategy[int]] = {}
 def _begin(b: Builder) -> None:
     """An input and a layer that makes prunable channels of it."""
     kind = b.pick(tuple(_INPUTS))
-    value = b.add_input(kind, *_INPUTS[kind])
-    b.emit(kind, project(b, value, b.width()))
-    b.use(value)
+    value = b.add_input(kind, *b.pick(_INPUTS[kind]))
+    if kind == "BT":
+        write(b, b.pick([row for row in _ROWS if "BT" in row.kinds]), value)
+    else:
+        b.emit(kind, project(b, b.use(value), b.width()))
 
 
 @st.composite
@@ -69,13 +77,23 @@ def write(b: Builder, row: Op, value: Value) -> None:
 def _finish(b: Builder) -> Program:
     """Return every value that nothing uses, most of them through a last layer."""
     loose = [value for value in b.values if value.name not in b.used]
-    returned = [_head(b, value) for value in loose]
-    return b.program(returned[0] if len(returned) == 1 else f"({', '.join(returned)})")
+    names = [_head(b, value) for value in loose]
+    if len(names) == 1:
+        return b.program(names[0])
+    keys = ", ".join(f'"{name}": {name}' for name in names)
+    return b.program(b.pick((f"({', '.join(names)})", f"[{', '.join(names)}]", f"{{{keys}}}")))
 
 
 def _head(b: Builder, value: Value) -> str:
-    if b.choose(6) == 5:
-        return value.name
+    """A last layer on the value, its entries or its mean; or none: then its channels stay."""
+    space = tuple(d for d, letter in enumerate(value.kind) if letter not in "BC")
+    match b.choose(8):
+        case 7:
+            return value.name
+        case 6 if space:
+            return b.temp("BC", project(b, b.temp("BC", f"{value}.mean({space})"), 3)).name
+        case 5 if space:
+            return b.temp("BC", project(b, b.temp("BC", f"{value}.flatten(1)"), 3)).name
     return b.temp(value.kind, project(b, value, 3)).name
 
 

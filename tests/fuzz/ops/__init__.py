@@ -1,5 +1,25 @@
 """The rows of the op table, by family. Importing this package fills the table."""
 
-from tests.fuzz.ops import convolutions, moves, pointwise
+from tests.fuzz.ops import (
+    attention,
+    convolutions,
+    embeddings,
+    moves,
+    norms,
+    pointwise,
+    recurrent,
+    reductions,
+    spatial,
+)
 
-__all__ = ["convolutions", "moves", "pointwise"]
+__all__ = [
+    "attention",
+    "convolutions",
+    "embeddings",
+    "moves",
+    "norms",
+    "pointwise",
+    "recurrent",
+    "reductions",
+    "spatial",
+]
