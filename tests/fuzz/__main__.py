@@ -17,6 +17,7 @@ from itertools import islice
 
 import torch
 
+from tests.fuzz.properties import PROPERTIES
 from tests.fuzz.search import Tally, search
 from tests.fuzz.table import TABLE
 
@@ -69,6 +70,8 @@ def _report(tally: Tally, cpu: float, wall: float) -> list[str]:
     refused = tally.refused.total()
     print(f"refused: {refused} ({refused / (total + refused):.1%})", end="")
     print("".join(f"\n  {n} x {reason}" for reason, n in tally.refused.most_common()))
+    print("properties: ", end="")
+    print(", ".join(f"{name} {tally.held[name] / total:.1%}" for name in PROPERTIES))
     print(f"ops: {len(tally.ops)} of {len(TABLE)}, by the number of programs that they occur in")
     ops = sorted(TABLE, key=lambda name: -tally.ops[name])
     for start in range(0, len(ops), 5):
@@ -76,7 +79,8 @@ def _report(tally: Tally, cpu: float, wall: float) -> list[str]:
             "  "
             + "".join(f"{name[:22]:<23}{tally.ops[name]:<7}" for name in ops[start : start + 5])
         )
-    missing = [f"the op {name} never occurs" for name in TABLE if not tally.ops[name]]
+    missing = [f"the property {name} never applies" for name in PROPERTIES if not tally.held[name]]
+    missing += [f"the op {name} never occurs" for name in TABLE if not tally.ops[name]]
     if share < LEAST_SHARE:
         missing.append(f"only {share:.1%} of the programs have a group to prune")
     return missing

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,111 +17,14 @@ from fxprune.grouping import build_groups
 from fxprune.propagate import TensorAxes, propagate
 from fxprune.selection import Selection
 from tests.fuzz import reference
-from tests.fuzz.program import Program
+from tests.fuzz.case import Case, bits, run, same_bits, tensors, trace
 
 TOLERANCE = 1e-9
 BATCHES = (3, 1)
 
 
-class Refused(Exception):
-    """A program that says nothing, with the reason."""
-
-
-@dataclass(eq=False)
-class Case:
-    """A program, its analysis and kept units for its groups; what follows is computed once."""
-
-    program: Program
-    model: nn.Module
-    traced: fx.GraphModule
-    analysis: Analysis
-    kept: Mapping[str, Any]
-
-    @cached_property
-    def maskable(self) -> Mapping[str, Any]:
-        """The kept units of the maskable groups."""
-        names = {group.name for group in self.analysis.groups if group.maskable}
-        return {name: rows for name, rows in self.kept.items() if name in names}
-
-    def rows(self, group: Group) -> Sequence[Sequence[int]]:
-        """The kept units of a group, per context."""
-        return reference.rows_of(group, self.kept)
-
-    @cached_property
-    def plan(self) -> PruningPlan:
-        return PruningPlan.build(self.analysis, self.kept)
-
-    @cached_property
-    def pruned(self) -> fx.GraphModule:
-        return fxprune.rewrite(self.traced, self.plan)
-
-    @cached_property
-    def masked_plan(self) -> PruningPlan:
-        """The plan over the maskable groups."""
-        return PruningPlan.build(self.analysis, self.maskable)
-
-    @cached_property
-    def masked_pruned(self) -> fx.GraphModule:
-        return fxprune.rewrite(self.traced, self.masked_plan)
-
-    def keep(self, kept: Mapping[str, Any]) -> dict[str, Any]:
-        """Which entries of each parameter stay: computed here, not by the library."""
-        shapes = {name: tuple(t.shape) for name, t in reference.tensors_of(self.model).items()}
-        return reference.masks(self.analysis.groups, kept, shapes)
-
-    @cached_property
-    def other(self) -> tuple[nn.Module, fx.GraphModule, Analysis]:
-        """The same program with other weights, traced and analysed on its own."""
-        model = self.program.build(seed=1)
-        traced = trace(model, self.program)
-        return model, traced, fxprune.analyze(traced)
-
-    @cached_property
-    def masked_model(self) -> nn.Module:
-        return reference.masked(self.model, self.keep(self.maskable))
-
-
-def prepare(program: Program) -> tuple[nn.Module, fx.GraphModule, Analysis]:
-    """The module, its graph and its groups. Raises Refused for a program that is dead."""
-    model = program.build()
-    outputs = run(model, program.example(3, seed=1))
-    for tensor in outputs:
-        if not bool(torch.isfinite(tensor).all()):
-            raise Refused("an output is not finite")
-        if float((tensor - tensor[:1]).abs().max()) <= 1e-6 * float(tensor.abs().max()):
-            raise Refused("an output does not depend on the input")
-    traced = trace(model, program)
-    return model, traced, fxprune.analyze(traced, strict=True)
-
-
-def trace(model: nn.Module, program: Program) -> fx.GraphModule:
-    """The graph of a program: for most, only the batch size is free, which is faster to find."""
-    if len(program.source) % 4 == 0:
-        return fxprune.trace(model, program.example())
-    free = {v.name: {d: d == 0 for d in range(len(v.shape))} for v in program.inputs}
-    return fxprune.trace(model, program.example(), free)
-
-
-def run(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """The tensors that a module returns."""
-    with torch.no_grad():
-        return tensors(module(*inputs))
-
-
-def tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def bits(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of all parameters and buffers."""
-    return {name: t.detach().clone() for name, t in reference.tensors_of(module).items()}
-
-
-def same_bits(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
-    return list(left) == list(right) and all(torch.equal(left[name], right[name]) for name in left)
-
-
-# -- the properties --------------------------------------------------------------------------------
+class Silent(Exception):
+    """A property says nothing about a case, with the reason."""
 
 
 def masked_equivalence(case: Case) -> None:
@@ -251,7 +152,7 @@ def deterministic(case: Case) -> None:
 def same_groups_again(case: Case) -> None:
     """The pruned module, traced anew, has the groups of the original at their new sizes."""
     if any(len(row) < 2 for group in case.analysis.groups for row in case.rows(group)):
-        return  # a dimension of size 1 is a constant
+        raise Silent("a dimension of size 1 is a constant")
     found, wanted = Counter[Any](), Counter[Any]()
     for group in fxprune.analyze(trace(case.pruned, case.program)).groups:
         found[_signature(group, group.contexts)] += group.size
@@ -309,7 +210,17 @@ def _composed(
 def _merges(analysis: Analysis, group: Group) -> bool:
     """True if units alike those of a later group are in several groups, or in none."""
     alike = [g for g in analysis.groups if _signature(g, 1) == _signature(group, 1)]
-    return len(alike) > 1 or any(_of_single_units(analysis, g) for g in alike)
+    single = any(_of_single_units(analysis, g) for g in alike)
+    places = {f"{member.parameter}:{member.dim}" for member in group.members}
+    return len(alike) > 1 or single or not places.isdisjoint(_places_of_lone_units(analysis))
+
+
+def _places_of_lone_units(analysis: Analysis) -> set[str]:
+    """The first places of the units that are the only ones of their kind, and so in no group."""
+    named = {group.name for group in (*analysis.groups, *analysis.grouped.frozen)}
+    return {
+        name.partition("#")[0] for name, _ in analysis.grouped.units.values() if name not in named
+    }
 
 
 def _of_single_units(analysis: Analysis, group: Group) -> bool:
@@ -385,13 +296,21 @@ class PropertyError(AssertionError):
     """A property does not hold; shows the program and the plan."""
 
 
-def check(case: Case) -> None:
-    """All properties. The error names the one that fails and shows how to see it again."""
+def check(case: Case) -> list[str]:
+    """Check all properties; returns the names of those that say something about the case.
+
+    The error names the one that fails and shows how to see it again.
+    """
+    held = []
     for name, holds in PROPERTIES.items():
         try:
             holds(case)
+        except Silent:
+            continue
         except Exception as error:
             raise PropertyError(
                 f"{name}: {type(error).__name__}: {error}\n{case.program!r}"
                 f"# kept units: {dict(case.kept)}"
             ) from error
+        held.append(name)
+    return held

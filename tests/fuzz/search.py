@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz.case import Case, Refused, prepare
 from tests.fuzz.program import Program
-from tests.fuzz.properties import Case, PropertyError, Refused, check, prepare
+from tests.fuzz.properties import PropertyError, check
 from tests.fuzz.strategies import kept_units, programs
 
 
@@ -21,11 +23,13 @@ class Tally:
     ops      in how many programs each op occurs
     groups   how many programs have so many prunable groups
     refused  how many programs were left out, by reason
+    held     about how many programs each property says something
     """
 
     ops: Counter[str] = field(default_factory=Counter)
     groups: Counter[int] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
+    held: Counter[str] = field(default_factory=Counter)
     programs: set[int] = field(default_factory=set)
     pruned: int = 0
 
@@ -37,10 +41,12 @@ class Tally:
         self.ops += other.ops
         self.groups += other.groups
         self.refused += other.refused
+        self.held += other.held
         self.programs |= other.programs
         self.pruned += other.pruned
 
-    def record(self, case: Case) -> None:
+    def record(self, case: Case, held: Iterable[str]) -> None:
+        self.held.update(held)
         self.ops.update(set(case.program.ops))
         self.groups[len(case.analysis.groups)] += 1
         self.programs.add(hash(case.program))
@@ -68,8 +74,7 @@ def search(seed: int, examples: int, tally: Tally) -> str | None:
             tally.refused[str(refusal)] += 1
             hypothesis.reject()
         case = Case(program, model, traced, analysis, data.draw(kept_units(analysis.groups)))
-        check(case)
-        tally.record(case)
+        tally.record(case, check(case))
 
     try:
         body()

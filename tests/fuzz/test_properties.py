@@ -8,7 +8,7 @@ import pytest
 
 from tests.fuzz.search import Tally, search
 
-EXAMPLES = 150
+EXAMPLES = 100
 FRESH = random.SystemRandom().randrange(2**32)
 
 
