@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fxprune import Analysis, rewrite, verify
 from fxprune.rewriter.modules import FIXES
@@ -41,6 +42,12 @@ class Features(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.module(self.first(x))
         return self.last(y[0] if isinstance(y, tuple) else y)
+
+
+class Step(Features):
+    """One vector per sample, for modules that take no sequences."""
+
+    shape = (5,)
 
 
 class Two(Features):
@@ -116,6 +123,12 @@ CASES: dict[type, list[Case]] = {
     },
     nn.Linear: [
         Case(lambda: Features(nn.Linear(WIDTH, 8), 8), {"in_features": 6, "out_features": 4})
+    ],
+    NonDynamicallyQuantizableLinear: [
+        Case(
+            lambda: Features(NonDynamicallyQuantizableLinear(WIDTH, 8), 8),
+            {"in_features": 6, "out_features": 4},
+        )
     ],
     nn.Bilinear: [
         Case(
@@ -196,6 +209,10 @@ CASES: dict[type, list[Case]] = {
             {"input_size": 6, "hidden_size": 4},
         )
     ],
+    **{
+        cell: [Case(lambda cell=cell: Step(cell(WIDTH, 8), 8), {"input_size": 6, "hidden_size": 4})]
+        for cell in (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+    },
     nn.Unflatten: [
         Case(lambda: Summed(nn.Unflatten(2, (3, 4)), 3), {"unflattened_size": (2, 2)}),
         Case(lambda: Summed(nn.Unflatten(-1, (3, -1)), 3), {}),
@@ -221,7 +238,8 @@ def test_every_fix_has_a_case() -> None:
 
 def rebuilt(module: nn.Module) -> nn.Module:
     """A module made by running the text that `repr` shows."""
-    return eval(repr(module), {**vars(nn), "torch": torch})
+    names = {**vars(nn), NonDynamicallyQuantizableLinear.__name__: NonDynamicallyQuantizableLinear}
+    return eval(repr(module), {**names, "torch": torch})
 
 
 @pytest.mark.parametrize(("kind", "case"), EACH, ids=IDS)
