@@ -259,12 +259,12 @@ def permuted_units(case: Case) -> None:
 
 
 def _order(analysis: Analysis, group: Group, rng: random.Random) -> list[int]:
-    """A random order of a group's units. Single units with several indices each keep theirs.
+    """A random order of a group's units. Those that stand alone keep theirs.
 
-    Nothing says which index of one such unit does what a given index of another one does.
+    They belong to the same dimensions, but an operator may treat each in its own way: it negates
+    one half of the channels and not the other.
     """
-    several = any(int((m.unit >= 0).sum()) > group.size for m in group.members)
-    if several and _of_single_units(analysis, group):
+    if _of_single_units(analysis, group):
         return list(range(group.size))
     return rng.sample(range(group.size), group.size)
 
