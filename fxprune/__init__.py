@@ -36,7 +36,7 @@ from fxprune.pictures import dot, plot, svg
 from fxprune.plans import FactorizationPlan, PruningPlan
 from fxprune.reports import PruneReport
 from fxprune.rewriter import rewrite
-from fxprune.rounds import Step, iterate
+from fxprune.rounds import Rounds, Step, iterate
 from fxprune.statistics import Statistics
 from fxprune.timing import LatencyReport, compare_latency, measure_latencies
 
@@ -69,6 +69,7 @@ __all__ = [
     "PruneResult",
     "PruningPlan",
     "RewriteError",
+    "Rounds",
     "Statistics",
     "Step",
     "TraceError",

@@ -153,7 +153,8 @@ class Rounds:
             "fingerprint": self.analysis.fingerprint,
             "criterion": criterion_name(self._scoring.criterion),
             "normalise": self._scoring.normalise,
-            "scope": self._options["scope"],
+            "ignore": repr(self._scoring.ignore),
+            **{name: repr(value) for name, value in self._options.items()},
             "goals": [str(goal) for goal in self._goals],
         }
         file = directory / SETTINGS
@@ -162,11 +163,11 @@ class Rounds:
             file.write_text(json.dumps(settings, indent=1), encoding="utf-8")
             return
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            found = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"Cannot read {file}: {error}.") from error
         if found != settings:
-            keys = [key for key, value in settings.items() if dict(found).get(key) != value]
+            keys = [key for key, value in settings.items() if found.get(key) != value]
             raise CheckpointError(
                 f"{directory} holds rounds that were begun with another {', '.join(keys)}. Go on "
                 "with the same model and arguments, or name another directory."

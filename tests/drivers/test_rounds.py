@@ -127,9 +127,15 @@ def test_a_directory_of_other_rounds_is_refused(tmp_path: Path) -> None:
     other = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))
     with pytest.raises(CheckpointError, match="begun with another fingerprint"):
         fxprune.iterate(other, X[:2, :, 0], 0.5, steps=3, directory=tmp_path)
-    (tmp_path / "iterate.json").write_text("{")
-    with pytest.raises(CheckpointError, match="Cannot read"):
+    with pytest.raises(CheckpointError, match="begun with another round_to"):
+        fxprune.iterate(network(), X[:2], 0.5, steps=3, directory=tmp_path, round_to=2)
+    (tmp_path / "step-3" / "plan.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"plan\.json"):
         fxprune.iterate(network(), X[:2], 0.5, steps=3, directory=tmp_path)
+    for damaged in ("{", "[1]"):
+        (tmp_path / "iterate.json").write_text(damaged)
+        with pytest.raises(CheckpointError, match="Cannot read"):
+            fxprune.iterate(network(), X[:2], 0.5, steps=3, directory=tmp_path)
 
 
 def test_budgets_are_met_in_every_round() -> None:
