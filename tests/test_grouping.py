@@ -46,6 +46,23 @@ def test_roles() -> None:
     }
 
 
+class Matrix(nn.Module):
+    """A weight whose rows, not columns, read the units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.matrix = nn.Linear(3, 4), nn.Parameter(torch.randn(4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) @ self.matrix
+
+
+def test_a_weight_that_reads_along_its_first_dimension_consumes() -> None:
+    (group,) = analysed(Matrix(), torch.randn(2, 3)).groups
+    roles = {member.parameter: member.role for member in group.members}
+    assert roles == {"first.weight": "producer", "first.bias": "bias", "matrix": "consumer"}
+
+
 class Tables(nn.Module):
     """A product of buffers, whose inner dimension belongs to no parameter."""
 

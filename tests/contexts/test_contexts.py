@@ -142,6 +142,13 @@ class QueryNorm(Attention):
         return self.norm(q), self.norm(k), v
 
 
+class BareQueryNorm(Attention):
+    """Normalised over the head dimension of each head alone: not maskable, and still free."""
+
+    def prepare(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return F.layer_norm(q, (INNER,)), F.layer_norm(k, (INNER,)), v
+
+
 class SharedByHeads(Attention):
     """One Linear(INNER) that every head uses for its values."""
 
@@ -291,6 +298,7 @@ CASES = {
     "all pairs of heads": Case(AllPairs, {"q": 1}),
     "grouped queries": Case(GroupedQuery, {"q": 2, "v": 2}),
     "query norm": Case(QueryNorm, {"q": 1, "v": HEADS}),
+    "query norm without weights": Case(BareQueryNorm, {"q": HEADS, "v": HEADS}),
     "a Linear shared by heads": Case(SharedByHeads, {"q": HEADS, "v": 1}),
     "rotary": Case(Rotary, {"q": 1, "v": HEADS}),
     "flip over the head dimension": Case(FlippedDims, {"q": HEADS, "v": 1}),
