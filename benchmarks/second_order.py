@@ -2,7 +2,7 @@
 
     python -m benchmarks.second_order            # five seeds of three networks
     python -m benchmarks.second_order --seeds 1  # a quick look
-    python -m benchmarks.second_order --add      # go on where it stopped
+    python -m benchmarks.second_order --add      # measure what the results lack
 
 Each trained network is cut to a share of its MACs, the 1×1s of factors counted, by
 
@@ -25,7 +25,7 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ import fxprune
 from benchmarks import second_order_table
 from benchmarks.ranking_models import MODELS, Digits, load, shifted, trained
 from benchmarks.ranking_peer import peer_scores
-from fxprune.factorization import factor_layers, factored, plan_factorization
+from fxprune.factorization import DAMPING, factor_layers, factored, plan_factorization
 from fxprune.factorization.bases import core
 from fxprune.factorization.eigendamage import eigenbases
 from fxprune.statistics import Statistics
@@ -75,31 +75,38 @@ class Bench:
     def statistics(self, analysis: fxprune.Analysis) -> Statistics:
         return Statistics(analysis, self.data, labels="model")
 
-    def versions(self) -> Iterator[tuple[str, float, fx.GraphModule]]:
-        """(method, level, module)"""
-        for name, scores in self.tables().items():
+    def versions(self, known: Container[str]) -> Iterator[tuple[str, float, fx.GraphModule]]:
+        """(method, level, module) of all methods but the known ones."""
+        for name, scores in self.tables(known).items():
             for level in LEVELS:
                 plan = self.plan(self.analysis, scores, fxprune.Budget(macs=level))
                 yield name, level, fxprune.rewrite(self.analysis.traced, plan)
-        known = self.statistics(self.analysis)
+        statistics = self.statistics(self.analysis)
         for name in FACTORS:
-            data = known if name.startswith("eigen") else None
-            for level in LEVELS:
+            data = statistics if name.startswith("eigen") else None
+            for level in LEVELS if name not in known else ():
                 yield name, level, self.in_factors(name, level, data, 1)
-        for level in LEVELS:
-            yield f"eigendamage, {STEPS} steps", level, self.in_factors("", level, self.data, STEPS)
+        name = f"eigendamage, {STEPS} steps"
+        for level in LEVELS if name not in known else ():
+            yield name, level, self.in_factors("eigendamage", level, self.data, STEPS)
         for name in ITERATED:
-            yield from self.iterated(name)
+            if f"{name}, rounds" not in known:
+                yield from self.iterated(name)
 
-    def tables(self) -> dict[str, Scores]:
-        """The scores of all channel criteria by name."""
-        known = self.statistics(self.analysis)
-        found: dict[str, Scores] = {
-            name: fxprune.score(self.analysis, name, known) for name in CHANNELS
-        }
-        found["l2 / mean"] = {g: s / s.mean().clamp_min(1e-300) for g, s in found["l2"].items()}
-        peer = peer_scores(self.model, self.analysis, self.digits)
-        return found | {f"tp {name}": peer[name] for name in PEER}
+    def tables(self, known: Container[str]) -> dict[str, Scores]:
+        """The scores of all channel criteria but the known ones, by name."""
+        statistics = self.statistics(self.analysis)
+        found: dict[str, Scores] = {}
+        for name in CHANNELS:
+            if name not in known:
+                found[name] = fxprune.score(self.analysis, name, statistics)
+        if "l2 / mean" not in known:
+            scores = fxprune.score(self.analysis, "l2")
+            found["l2 / mean"] = {g: s / s.mean().clamp_min(1e-300) for g, s in scores.items()}
+        if any(f"tp {name}" not in known for name in PEER):
+            peer = peer_scores(self.model, self.analysis, self.digits)
+            found |= {f"tp {name}": peer[name] for name in PEER}
+        return found
 
     def plan(
         self, analysis: fxprune.Analysis, scores: Scores, budget: fxprune.Budget
@@ -117,7 +124,7 @@ class Bench:
         """The network with layers in factors."""
         plan = plan_factorization(
             self.analysis,
-            method or "eigendamage",
+            method,
             data,
             budget=fxprune.Budget(macs=level),
             steps=steps,
@@ -171,7 +178,7 @@ class Bench:
         """
         layers, _ = factor_layers(self.analysis)
         known = self.statistics(self.analysis)
-        rotated = eigenbases(layers, known, {})
+        rotated = eigenbases(layers, known, {}, DAMPING)
         traced = self.analysis.traced
         weights = {name: traced.get_parameter(f"{name}.weight") for name in layers}
         rows: dict[str, list[Tensor]] = {name: [] for name in layers}
@@ -197,11 +204,12 @@ class Bench:
         return found
 
 
-def measure(name: str, digits: Digits, seed: int) -> Row:
-    """All numbers of one network."""
+def measure(name: str, digits: Digits, seed: int, old: Row) -> Row:
+    """All numbers of one network; what `old` has of them stays."""
+    methods: dict[str, dict[str, dict[str, float]]] = dict(old.get("methods", {}))
+    known = frozenset(methods)
     bench = Bench(name, digits, seed)
-    methods: dict[str, dict[str, dict[str, float]]] = {}
-    for method, level, module in bench.versions():
+    for method, level, module in bench.versions(known):
         found = fxprune.cost(fxprune.analyze(fxprune.trace(module, digits.train[:2])))
         cell = {
             "macs": found.macs / bench.dense,
@@ -220,7 +228,7 @@ def measure(name: str, digits: Digits, seed: int) -> Row:
         "macs": bench.dense,
         "params": sum(p.numel() for p in bench.model.parameters()),
         "methods": methods,
-        "diagonality": bench.diagonality(),
+        "diagonality": old.get("diagonality") or bench.diagonality(),
     }
 
 
@@ -228,18 +236,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--add", action="store_true", help="keep the networks that are measured")
+    parser.add_argument("--add", action="store_true", help="keep what is measured")
     options = parser.parse_args()
     torch.set_num_threads(1)
     old: Row = json.loads(options.output.read_text(encoding="utf-8")) if options.add else {}
-    rows: list[Row] = old.get("rows", [])
+    rows = {(row["model"], row["seed"]): row for row in old.get("rows", [])}
     spent = old.get("cpu_seconds", 0.0)
     digits, started = load(), time.process_time()
-    known = {(row["model"], row["seed"]) for row in rows}
     jobs = [(name, seed) for seed in range(options.seeds) for name in MODELS]
-    jobs = [job for job in jobs if job not in known]
-    for name, seed in tqdm(jobs, unit="network"):
-        rows.append(measure(name, digits, seed))
+    for job in tqdm(jobs, unit="network"):
+        rows[job] = measure(job[0], digits, job[1], rows.get(job, {}))
         found = {
             "levels": LEVELS,
             "tuned": TUNED,
@@ -247,7 +253,7 @@ def main() -> None:
             "epochs": EPOCHS,
             "cpu_seconds": spent + time.process_time() - started,
             "torch": torch.__version__,
-            "rows": rows,
+            "rows": list(rows.values()),
         }
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ from fxprune.analysis import Analysis, analyze
 from fxprune.capture import trace
 from fxprune.costs import cost
 from fxprune.costs.factors import FACTOR_COSTS
-from fxprune.factorization import candidates, factored, plan_factorization
+from fxprune.factorization import DAMPING, candidates, factored, plan_factorization
 from fxprune.plans import FactorizationPlan
 from fxprune.statistics import Labels, Loss, Statistics
 
@@ -125,6 +125,7 @@ def factorize(
     energy: float | None = None,
     spread: str = "price",
     steps: int = 1,
+    damping: float = DAMPING,
     ignore: str | Iterable[str] = (),
     dynamic: Any = None,
 ) -> FactorizeResult:
@@ -149,6 +150,7 @@ def factorize(
                  ("svd" and "tucker": squared error relative to each layer's ‖W‖²); "threshold", one
                  threshold on the row and column sums of all layers
     steps        measure again and rotate further that often, on the way to the budget
+    damping      of the Kronecker factors, as a share of the product of their mean eigenvalues
     ignore       name patterns of layers, or of modules around them, that stay as they are
     example_inputs, dynamic   as for `trace`
 
@@ -164,6 +166,7 @@ def factorize(
         energy=energy,
         spread=spread,
         steps=steps,
+        damping=damping,
         ignore=ignore,
     )
 

@@ -25,7 +25,8 @@ def factorize(args: Namespace) -> Outcome:
     data = None
     if args.data is not None:
         data = list(progress.each("reading", batches_of(args.data, args.batch_size)))
-    same = {name: getattr(args, name) for name in ("energy", "spread", "steps", "ignore")}
+    names = ("energy", "spread", "steps", "damping", "ignore")
+    same = {name: getattr(args, name) for name in names}
     result = progress.stage(
         "factorising",
         lambda: factorize_analysed(analysis, args.method, data, budget=budget, **same),

@@ -12,7 +12,7 @@ from fxprune.allocation.scopes import SCOPES
 from fxprune.cli import commands, compare, factors
 from fxprune.cli.inputs import FORMS
 from fxprune.cli.outcome import USAGE
-from fxprune.factorization import METHODS, SPREADS
+from fxprune.factorization import DAMPING, METHODS, SPREADS
 
 _CODES = """\
 exit codes:
@@ -165,6 +165,7 @@ def _factorize(factorize: _Parser) -> None:
     factorize.add_argument("--energy", type=float, metavar="X", help="share that each layer keeps")
     factorize.add_argument("--spread", default="price", choices=tuple(SPREADS))
     factorize.add_argument("--steps", type=int, default=1, metavar="N", help="measure N times (1)")
+    factorize.add_argument("--damping", type=float, default=DAMPING, help="of Kronecker factors")
     factorize.add_argument("--ignore", action="append", default=[], metavar="PATTERN")
     factorize.add_argument(
         "--data", metavar="FILE", help="inputs for the method, and `target`, as arrays by name"

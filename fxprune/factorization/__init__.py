@@ -2,10 +2,11 @@
 
 from fxprune.factorization.emission import factored
 from fxprune.factorization.layers import FactorLayer, factor_layers
-from fxprune.factorization.planning import METHODS, candidates, plan_factorization
+from fxprune.factorization.planning import DAMPING, METHODS, candidates, plan_factorization
 from fxprune.factorization.spreading import SPREADS
 
 __all__ = [
+    "DAMPING",
     "METHODS",
     "SPREADS",
     "FactorLayer",

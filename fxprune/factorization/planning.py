@@ -55,14 +55,17 @@ class Method:
     needs_data  whether `rotate` reads statistics
     """
 
-    rotate: Callable[[Layers, Any, Mapping[str, Bases]], dict[str, Rotated]]
+    rotate: Callable[[Layers, Any, Mapping[str, Bases], float], dict[str, Rotated]]
     finish: Finish
     needs_data: bool
 
 
-def _decomposed(both: bool) -> Callable[[Layers, object, object], dict[str, Rotated]]:
+def _decomposed(both: bool) -> Callable[..., dict[str, Rotated]]:
     return lambda layers, *_: {n: squared_error(x.weight, both) for n, x in layers.items()}
 
+
+DAMPING = 1e-3
+"""By default; see `fxprune.factorization.eigendamage`."""
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
@@ -86,6 +89,7 @@ def plan_factorization(
     energy: float | None = None,
     spread: str = "price",
     steps: int = 1,
+    damping: float = DAMPING,
     ignore: str | Iterable[str] = (),
 ) -> FactorizationPlan:
     """Choose the bases and the ranks of an analysed graph's layers; see `factorize`.
@@ -95,6 +99,8 @@ def plan_factorization(
     """
     chosen = _checked(METHODS, method, "method")
     _check_goal(budget, energy, steps, chosen)
+    if not (math.isfinite(damping) and damping >= 0):
+        raise PlanError(f"damping must be a finite number of at least 0; got {damping!r}.")
     allot = _checked(SPREADS, spread, "spread")
     measure = _measurement(chosen, data, loss, labels, steps)
     layers, _ = candidates(analysis, ignore)
@@ -102,7 +108,7 @@ def plan_factorization(
     current: dict[str, Bases] = {}
     for step in range(1, steps + 1):
         statistics = measure(_projected(analysis, current) if current else analysis)
-        rotated = chosen.rotate(layers, statistics, current)
+        rotated = chosen.rotate(layers, statistics, current, damping)
         prospects = {name: Prospect(rotated[name], layers[name].sizes) for name in layers}
         if energy is None:
             choices = allot(prospects, [_towards(limit, step / steps) for limit in limits])
@@ -114,8 +120,9 @@ def plan_factorization(
             if choice != DENSE
         }
     goal = None if budget is None else str(budget)
-    notes = (f"The budget was reached in {steps} steps",) if steps > 1 else ()
-    return FactorizationPlan.build(analysis, current, method, goal, energy, notes)
+    notes = [f"Kronecker factors are damped by {damping:g}"] * chosen.needs_data
+    notes += [f"The budget was reached in {steps} steps"] * (steps > 1)
+    return FactorizationPlan.build(analysis, current, method, goal, energy, tuple(notes))
 
 
 def candidates(

@@ -20,6 +20,7 @@ from fxprune.factorization.planning import leading
 from fxprune.factorization.ranks import Prospect
 from fxprune.plans import Bases, FactorizationPlan
 from fxprune.statistics import Statistics
+from fxprune.statistics.channels import ChannelFactors
 from tests.factorization.networks import LAYERS, network, random_bases
 
 EXACT = 1e-12
@@ -48,7 +49,11 @@ def channel_factors(statistics: Statistics) -> SimpleNamespace:
 
 def eigenbasis(layer: FactorLayer, statistics: Statistics, old: Bases | None = None) -> Rotated:
     current = {} if old is None else {"layer": old}
-    return eigenbases({"layer": layer}, statistics, current)["layer"]
+    return eigenbases({"layer": layer}, statistics, current, 0.0)["layer"]
+
+
+def factors_of(inputs: Tensor, outputs: Tensor) -> ChannelFactors:
+    return ChannelFactors(inputs[None], outputs[None])
 
 
 def target_of(statistics: Statistics) -> Tensor:
@@ -133,7 +138,7 @@ def test_exact_in_the_real_eigenbasis_when_nothing_is_removed(name: str) -> None
 def test_moments_are_those_of_the_gradient_by_the_core(name: str) -> None:
     """Sample by sample, the gradient by the weight in the bases, squared (EKFAC)."""
     model, x, layer, statistics = measured(name)
-    found = with_moments({"layer": layer}, statistics, {})["layer"]
+    found = with_moments({"layer": layer}, statistics, {}, 0.0)["layer"]
     expected = torch.zeros_like(found.saliency)
     weight = model.layer.weight.requires_grad_()
     for one, target in zip(x.split(1), target_of(statistics).split(1), strict=True):
@@ -159,11 +164,32 @@ def test_identities_hold_for_any_factors(seed: int, outputs: int, inputs: int, t
 
     weight = drawn(outputs, inputs, taps)
     a, s = drawn(inputs, inputs + 1), drawn(outputs, outputs)[:, :2]  # S may lack full rank
-    rotated = in_eigenbasis(weight, a @ a.T, s @ s.T)
+    rotated = in_eigenbasis(weight, factors_of(a @ a.T, s @ s.T))
     trace = torch.einsum("op,pit,ij,ojt->", s @ s.T, weight, a @ a.T, weight)
     assert max_error(rotated.saliency.sum(), 0.5 * trace) < 1e-10
     assert bool((rotated.saliency.sum(1).diff() <= 0).all())
     assert bool((rotated.saliency.sum(0).diff() <= 0).all())
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d strided"])
+def test_damping_is_that_of_the_factors(name: str) -> None:
+    """A + π√δ and S + √δ/π: the same bases and the trace of the damped factors, moments or not."""
+    _, _, layer, statistics = measured(name)
+    factors, share = channel_factors(statistics), 0.01
+    mean_a = torch.trace(factors.inputs) / len(factors.inputs)
+    mean_s = torch.trace(factors.outputs) / len(factors.outputs)
+    pi, delta = (mean_a / mean_s).sqrt(), share * mean_a * mean_s
+    a = factors.inputs + pi * delta.sqrt() * torch.eye(len(factors.inputs)).double()
+    s = factors.outputs + delta.sqrt() / pi * torch.eye(len(factors.outputs)).double()
+    expected = in_eigenbasis(layer.weight, factors_of(a, s)).saliency.sum()
+    plain = in_eigenbasis(layer.weight, factors_of(factors.inputs, factors.outputs)).saliency.sum()
+    found = eigenbases({"layer": layer}, statistics, {}, share)["layer"]
+    assert max_error(found.saliency.sum(), expected) < EXACT
+    measured_, undamped = (
+        with_moments({"layer": layer}, statistics, {}, each)["layer"].saliency.sum()
+        for each in (share, 0.0)
+    )
+    assert max_error(measured_ - undamped, expected - plain) < 1e-10
 
 
 def test_the_prediction_is_exact_for_a_linear_layer_at_its_optimum() -> None:
@@ -171,7 +197,7 @@ def test_the_prediction_is_exact_for_a_linear_layer_at_its_optimum() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(50, 6, dtype=torch.float64, generator=generator)
     weight = torch.randn(4, 6, dtype=torch.float64, generator=generator)
-    rotated = in_eigenbasis(weight[:, :, None], x.T @ x / len(x), torch.eye(4).double())
+    rotated = in_eigenbasis(weight[:, :, None], factors_of(x.T @ x / len(x), torch.eye(4).double()))
     for rows, columns in ((2, None), (None, 3), (2, 3)):
         inputs = None if columns is None else rotated.inputs[:, :columns]
         outputs = None if rows is None else rotated.outputs[:, :rows]
@@ -215,7 +241,10 @@ def test_steps_reach_the_budget_and_leave_the_model_alone() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     result = fxprune.factorize(model, x, data=iter(data), budget=fxprune.Budget(macs=0.4), steps=3)
     assert result.report.macs_after <= 0.4 * result.report.macs_before
-    assert result.plan.notes == ("The budget was reached in 3 steps",)
+    assert result.plan.notes == (
+        "Kronecker factors are damped by 0.001",
+        "The budget was reached in 3 steps",
+    )
     assert fxprune.verify(result.analysis.traced, result.plan, result.module, x[:3]).ok
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     assert all(p.grad is None for p in model.parameters())
@@ -243,6 +272,7 @@ def test_what_cannot_be_asked_for_is_an_error() -> None:
         ({"data": data, "budget": budget, "energy": 0.5}, "not both"),
         ({"data": data, "energy": 1.5}, r"in \(0, 1\]; got 1.5"),
         ({"data": data, "budget": fxprune.Budget(activation_memory=0.5)}, "adds activations"),
+        ({"data": data, "budget": budget, "damping": -1.0}, "at least 0; got -1.0"),
         ({"data": data, "budget": budget, "steps": 0}, "at least 1; got 0"),
         ({"method": "svd", "budget": budget, "steps": 2}, "Several steps need"),
         ({"data": statistics, "budget": budget, "steps": 2}, "of one network"),
@@ -257,6 +287,6 @@ def test_what_cannot_be_asked_for_is_an_error() -> None:
 def test_dead_directions_go_first() -> None:
     """Inputs that are always zero have no saliency."""
     inputs = torch.diag(torch.tensor([1.0, 0.0, 2.0, 0.0], dtype=torch.float64))
-    rotated = in_eigenbasis(torch.ones(3, 4, 1).double(), inputs, torch.eye(3).double())
+    rotated = in_eigenbasis(torch.ones(3, 4, 1).double(), factors_of(inputs, torch.eye(3).double()))
     assert rotated.saliency[:, 2:].count_nonzero() == 0
     assert rotated.saliency[:, :2].sum() > 0
