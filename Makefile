@@ -1,7 +1,7 @@
 # make demo    train, prune, verify and fine-tune a network on real images
 # make test    everything that CI checks
 # make lint    style and types only
-# make fuzz    check 20,000 random programs and plans (half an hour; FUZZ="--minutes 5" for less)
+# make fuzz    check 20,000 random programs and plans (an hour of one core; FUZZ="--minutes 5" for less)
 # make hostile read 10,000 damaged plans and saved models (HOSTILE="--count 500" for less)
 # make mutants break the package in two hundred ways and count what the tests notice (half an hour)
 # make zoo     prune every architecture of the zoo, side by side with Torch-Pruning (an hour)
