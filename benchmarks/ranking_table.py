@@ -67,8 +67,8 @@ def page(found: Found) -> str:
             "# How well criteria rank channels",
             "",
             f"Scikit-learn's digits, {seeds} seeds of three networks, by `python -m "
-            f"benchmarks.ranking` (torch {found['torch']}, {found['cpu_seconds'] / 60:.0f} minutes "
-            "of CPU time). Everything is measured on the training images, before any fine-tuning. "
+            f"benchmarks.ranking` (torch {found['torch']}). Everything is measured on the training "
+            "images, before any fine-tuning. "
             "`x / mean`: scores divided by their group's mean. `tp x`: Torch-Pruning 1.6.1 with "
             "its default options, its importances given to our allocation.",
             "",
@@ -200,7 +200,10 @@ def _pairs(found: Found) -> str:
         disable_numparse=True,
     )
     total = sum(counts)
-    return f"{text}\n\nOf {total} cells ours is worse in {counts[0]} and better in {counts[1]}."
+    return (
+        f"{text}\n\nOf {total} cells ours is worse in {counts[0]} and better in {counts[1]}; "
+        f"by chance about {0.025 * total:.0f} of each are to be expected."
+    )
 
 
 def _deviations(found: Found) -> str:

@@ -1,4 +1,4 @@
-"""The README's examples and commands run, and print what the README says they print."""
+"""The examples and commands of the README and the guides run, and print what the pages say."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import pytest
 
 from fxprune.cli import main
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = ("README.md", "docs/criteria.md")
 
 # A python block, and the text block right after it if it says what the code prints.
 BLOCK = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
@@ -33,9 +35,9 @@ def examples_of(text: str) -> tuple[Example, ...]:
     )
 
 
-def run(example: Example, namespace: dict[str, object]) -> str:
-    """What the example prints; tracebacks show its line in the README."""
-    code = compile("\n" * (example.line - 1) + example.code, str(README), "exec")
+def run(example: Example, namespace: dict[str, object], page: str = "README.md") -> str:
+    """What the example prints; tracebacks show its line on the page."""
+    code = compile("\n" * (example.line - 1) + example.code, str(ROOT / page), "exec")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(code, namespace)
@@ -46,14 +48,15 @@ def lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.strip("\n").splitlines()]
 
 
-def test_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    examples = examples_of(README.read_text(encoding="utf-8"))
-    assert examples, "the README has no python example"
+@pytest.mark.parametrize("page", PAGES)
+def test_the_examples(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = examples_of((ROOT / page).read_text(encoding="utf-8"))
+    assert examples, f"{page} has no python example"
     assert any(example.output for example in examples), "no example shows its output"
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "__main__"}
     for example in examples:  # in order: a later one may use what an earlier one defined
-        assert lines(run(example, namespace)) == lines(example.output), f"line {example.line}"
+        assert lines(run(example, namespace, page)) == lines(example.output), f"line {example.line}"
 
 
 def test_examples_and_their_outputs_are_found() -> None:
