@@ -6,7 +6,6 @@
 # make mutants break the package in two hundred ways and count what the tests notice (half an hour)
 # make zoo     prune every architecture of the zoo, side by side with Torch-Pruning (an hour)
 # make criteria rank criteria on real digits, side by side with Torch-Pruning's (an hour)
-# make bench   measure speed, scaling, latency and memory (half an hour)
 # make bench   measure speed, scaling, latency and memory, and exports (an hour)
 # Each makes .venv first if there is none. A machine needs only Python >= 3.10, pip and make.
 

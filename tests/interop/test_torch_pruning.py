@@ -92,7 +92,7 @@ def test_channels_of_a_grouped_convolution() -> None:
     graph = tp.DependencyGraph().build_dependency(model, x)
     expected = rule(graph.get_pruning_group(model[0], tp.prune_conv_out_channels, list(range(8))))
     analysis = fxprune.analyze(fxprune.trace(model, x))
-    found = fxprune.score(analysis, TorchPruning(rule))["0.weight:0"]
+    (found,) = fxprune.score(analysis, TorchPruning(rule)).values()
     torch.testing.assert_close(found, expected.view(2, 4), rtol=1e-5, atol=1e-7)
 
 
