@@ -55,6 +55,11 @@ CHANNELS = ("random", "l2", "fisher", "c_obd", "c_obs", "kron_obd", "kron_obs")
 PEER = ("l2", "lamp", "taylor", "hessian")
 FACTORS = ("eigendamage", "eigendamage_ekfac", "svd", "tucker")
 ITERATED = ("fisher", "kron_obd")
+METHODS = frozenset(
+    {*CHANNELS, "l2 / mean", *FACTORS, f"eigendamage, {STEPS} steps"}
+    | {f"tp {name}" for name in PEER}
+    | {f"{name}, rounds" for name in ITERATED}
+)
 RESULTS = Path(__file__).parent / "results" / "second_order.json"
 
 Scores = Mapping[str, Tensor]
@@ -244,6 +249,7 @@ def main() -> None:
     spent = old.get("cpu_seconds", 0.0)
     digits, started = load(), time.process_time()
     jobs = [(name, seed) for seed in range(options.seeds) for name in MODELS]
+    jobs = [job for job in jobs if METHODS - rows.get(job, {}).get("methods", {}).keys()]
     for job in tqdm(jobs, unit="network"):
         rows[job] = measure(job[0], digits, job[1], rows.get(job, {}))
         found = {

@@ -30,7 +30,10 @@ Value = Callable[[Found, str, float], float]
 
 
 def write(found: Found, path: Path) -> None:
-    """The .md and .png beside a JSON file."""
+    """The .md and .png beside a JSON file, of the networks that all methods were measured on."""
+    names = {name for row in found["rows"] for name in row["methods"]}
+    complete = [row for row in found["rows"] if row["methods"].keys() == names]
+    found = {**found, "rows": complete}
     path.with_suffix(".md").write_text(page(found), encoding="utf-8")
     draw(found, path.with_suffix(".png"))
 
@@ -52,7 +55,7 @@ def tuned(row: Found, method: str, level: float) -> float:
 
 def page(found: Found) -> str:
     """The results as markdown."""
-    rows, levels = found["rows"], found["levels"]
+    levels = found["levels"]
     counts = [len(_rows(found, model)) for model in _models(found)]
     return "\n".join(
         [
@@ -107,8 +110,6 @@ def page(found: Found) -> str:
             "![training loss against MACs](second_order.png)",
             "",
         ]
-        if rows
-        else []
     )
 
 
