@@ -144,14 +144,14 @@ def growth(found: Mapping[str, Sequence[Found]]) -> str:
         medians = [statistics.median(times(row, "ours")) for row in rows]
         for index, (depth, row) in enumerate(zip(DEPTHS, rows, strict=True)):
             spread = times(row, "ours")
-            step = exponent(DEPTHS[index - 1 : index + 1], medians[index - 1 : index + 1])
+            pair = slice(index - 1, index + 1)
             lines.append(
                 [
                     family,
                     depth,
                     f"{medians[index]:.3f}",
                     f"{min(spread):.3f} – {max(spread):.3f}",
-                    f"{step:.2f}" if index else "",
+                    f"{exponent(DEPTHS[pair], medians[pair]):.2f}" if index else "",
                 ]
             )
         words.append(f"{family}: time ~ depth^{exponent(DEPTHS, medians):.2f}")
@@ -173,9 +173,9 @@ def comparison(rows: Sequence[Found]) -> str:
                 row["model"],
                 f"{statistics.median(ours):.3f}",
                 slow,
-                f"{'< ' * (not ratios)}1/{1 / ratio:.0f}",
-                f"1/{1 / min(ratios):.0f} – 1/{1 / max(ratios):.0f}" if ratios else "",
-                f"{len(ratios)} pairs" + f"; then {row['error']}" * limit,
+                f"{'< ' * (not ratios)}1/{1 / ratio:.1f}",
+                f"1/{1 / min(ratios):.1f} – 1/{1 / max(ratios):.1f}" if ratios else "",
+                f"{len(ratios)} pairs" + (f"; then {row['error']}" if limit else ""),
             ]
         )
     headers = ["network", "fxprune s", "Torch-Pruning s", "ratio", "spread", "measured"]
