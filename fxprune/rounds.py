@@ -271,6 +271,7 @@ def _scores(
     values = {n: normaliser(score.to("cpu", torch.float64)) for n, score in found.items()}
     least = min((float(value.min()) for value in values.values()), default=0.0)
     below = least - abs(least) - 1
+    places = {group.name: _places(group) for group in left}
     scores: dict[str, Tensor] = {}
     for group in chosen:
         mask = _left(group, before)
@@ -280,14 +281,19 @@ def _scores(
         if value is None:
             _refuse_lost(group, before)  # what the criterion does not apply to is left whole
             continue
-        if value.numel() != units:
+        if value.numel() != units or places.get(group.name, _places(group)) != _places(group):
             raise PlanError(
-                f"Group {group.name!r} has {value.numel()} units left in the pruned graph, and "
-                f"{units} by its plan: prune it in a single round, or ignore= it."
+                f"Group {group.name!r} is another one in the pruned graph, as may happen between "
+                "shuffles of channels: prune it in a single round, or ignore= it."
             )
         full = torch.full(group.shape, below, dtype=torch.float64)
         scores[group.name] = full.masked_scatter(mask, value)
     return scores, rule
+
+
+def _places(group: Group) -> set[tuple[str, int]]:
+    """The parameter dimensions that a group's units lie in."""
+    return {(member.parameter, member.dim) for member in group.members}
 
 
 def _left(group: Group, before: PruningPlan) -> Tensor:

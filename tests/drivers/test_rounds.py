@@ -16,6 +16,8 @@ import fxprune
 from fxprune import Budget, CheckpointError, Limits, NothingPrunedWarning, PlanError, PruningPlan
 from fxprune.migration import restore
 from fxprune.schedules import cubic
+from tests import torchvision_shim  # noqa: F401  (before torchvision)
+from tests.costs import measure
 
 
 class Network(nn.Module):
@@ -209,6 +211,15 @@ def test_heads_and_what_is_in_them_go_together() -> None:
     step = run(sparsity=0.4, groups=lambda group: True)
     assert any(group.outer in step.plan.kept_units for group in step.analysis.groups)
     assert step.module(X).shape == (16, 5)
+
+
+def test_groups_that_turn_into_others_are_refused() -> None:
+    """Shuffles leave groups of single channels, which are numbered anew when some are gone."""
+    example, analysis = measure.analysed("shufflenet_v2_x1_0")
+    options = {"schedule": "linear", "scope": "global", "normalise": "mean"}
+    rounds = fxprune.iterate(analysis.traced, example, 0.5, steps=2, **options)
+    with pytest.raises(PlanError, match="another one in the pruned graph"):
+        list(rounds)
 
 
 def test_what_cannot_be_is_refused() -> None:
