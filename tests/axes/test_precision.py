@@ -295,11 +295,11 @@ def test_a_frozen_dimension_takes_nothing_apart(turn: bool) -> None:
 def test_a_factor_that_is_split_where_it_first_occurs_is_split_where_it_occurs_again() -> None:
     """D*D against 2*2*2*2: D is 2*2, and nothing explodes."""
     algebra = Algebra()
-    inner = algebra.atom(4)
-    algebra.unify(
-        algebra.product([inner, inner]), algebra.product([algebra.atom(2) for _ in range(4)])
-    )
+    inner, halves = algebra.atom(4), [algebra.atom(2) for _ in range(4)]
+    algebra.unify(algebra.product([inner, inner]), algebra.product(halves))
     assert [atom.size for atom in leaves(inner)] == [2, 2]
+    first, second, *again = map(find, halves)
+    assert [first, second] == again == list(leaves(inner))
 
 
 def test_a_selection_of_a_frozen_axis_says_why_it_is_frozen() -> None:

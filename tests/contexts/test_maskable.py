@@ -144,6 +144,10 @@ MASKABLE: dict[str, Callable[[], nn.Module]] = {
     "a mean over tokens before a sum": lambda: Sandwich(
         lambda x: x.mean(1).sum(-1, keepdim=True), 1
     ),
+    "a normalisation of each channel before a sum": lambda: Sandwich(
+        lambda x: F.group_norm(x.mT, WIDTH).sum(1, keepdim=True).mT, 1
+    ),
+    "weight norm": lambda: Sandwich(nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, 4)), 4),
     "a bilinear residual before a sum": lambda: Sandwich(BilinearResidual(), 1),
     "a bias that masking zeroes": lambda: Images(nn.Identity(), bias=True),
 }

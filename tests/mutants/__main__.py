@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--per-operator", type=int, default=PER_OPERATOR)
     parser.add_argument("--per-file", type=int, default=PER_FILE)
     parser.add_argument("--only", nargs="*", default=[])
-    parser.add_argument("--budget", type=float, default=30.0)
+    parser.add_argument("--budget", type=float, default=60.0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--suite", nargs="*", default=reach.existing(reach.SUITE))
     parser.add_argument("--folder", type=Path, default=reach.FOLDER)

@@ -106,6 +106,7 @@ CONVOLUTIONS: tuple[Sample, ...] = (
     ),
     sample("convolution", F.conv1d, real(2, 3, 7), real(5, 3, 2), real(5)),
     sample("convolution", lambda x, w: F.conv1d(x, w, padding=1), real(2, 3, 7), real(5, 3, 1)),
+    sample("convolution", lambda x, w: F.conv1d(x, w, stride=2), real(2, 3, 7), real(5, 3, 1)),
     sample("convolution", F.conv2d, real(2, 3, 5, 4), real(6, 3, 3, 2), real(6)),
     sample("convolution", F.conv2d, real(3, 5, 4), real(6, 3, 3, 2)),
     sample("convolution", F.conv3d, real(2, 3, 4, 5, 3), real(4, 3, 2, 3, 2)),
