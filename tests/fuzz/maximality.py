@@ -143,14 +143,10 @@ def expressible(
         gone.setdefault((name, dim), set()).add(index)
     kept: dict[str, list[list[int]]] = {}
     for group in groups:
-        rows = [set(range(group.size)) for _ in range(group.contexts)]
-        for member in group.members:
-            for index in gone.get((member.parameter, member.dim), ()):
-                unit = int(member.unit[index])
-                inside = member.context is not None and member.context_dim == member.dim
-                where = [int(member.context[index])] if inside else range(group.contexts)
-                for context in where:
-                    rows[context] -= {unit}
+        rows = [
+            {unit for unit in range(group.size) if not _loses(group, unit, context, gone)}
+            for context in range(group.contexts)
+        ]
         if len({len(row) for row in rows}) > 1:
             return False
         kept[group.name] = [sorted(row) for row in rows]
@@ -158,6 +154,19 @@ def expressible(
     return planned.keys() == wanted.keys() and all(
         np.array_equal(planned[name], wanted[name]) for name in wanted
     )
+
+
+def _loses(group: Group, unit: int, context: int, gone: Mapping[Place, set[int]]) -> bool:
+    """True if all indices that belong to a unit are gone."""
+    for member in group.members:
+        owned = member.unit == unit
+        if member.context is not None and member.context_dim == member.dim:
+            owned = owned & (member.context == context)
+        if not set(owned.nonzero()[:, 0].tolist()) <= gone.get(
+            (member.parameter, member.dim), set()
+        ):
+            return False
+    return True
 
 
 def lone_units(analysis: Analysis) -> list[Group]:
