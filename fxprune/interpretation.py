@@ -6,6 +6,7 @@ axis runs on the kept positions only. Nothing of the rewriter is used: sizes sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -151,7 +152,8 @@ def _layer_norm(record: Record, selection: Selection) -> dict[str, Any]:
 def _group_norm(record: Record, selection: Selection) -> dict[str, Any]:
     channels, inner = record.effect.outputs[0][1], record.effect.over[0]
     width = selection.width(channels)
-    return {"C": width, "group": width // selection.width(inner)}
+    positions = math.prod(selection.shape(record.effect.outputs[0])[2:])
+    return {"C": width, "HxW": positions, "group": width // selection.width(inner)}
 
 
 _RESIZED: Mapping[str, Callable[[Record, Selection], dict[str, Any]]] = MappingProxyType(
