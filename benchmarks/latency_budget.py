@@ -43,6 +43,11 @@ CLOCKS: Mapping[str, Callable[[], float]] = {
     "perf_counter": time.perf_counter,
     "process_time": time.process_time,
 }
+NOTES = {
+    "perf_counter": "",
+    "process_time": "Those are processor seconds of both threads together, because others kept the "
+    "machine busy: what a latency is made of, but not the latency itself. ",
+}
 
 
 def networks() -> Mapping[str, Callable[[], nn.Module]]:
@@ -105,19 +110,20 @@ def written(rows: list[dict[str, Any]]) -> str:
             f"{row['ratio of least']:.3f}",
             f"{row['off by']:+.1%}",
             f"{row['dense seconds']['least']:.3f}",
+            row["pairs"],
         )
         for row in rows
     ]
     columns = ("network", "scope", "MACs", "predicted", "measured", "quartiles", "ratio of least")
-    columns = (*columns, "off by", "dense s")
+    columns = (*columns, "off by", "dense s", "pairs")
     first, load = rows[0], max(row["load"][0] for row in rows)
     return (
         f"# Latency budgets\n\nBudget {BUDGET} of the dense latency; CPU, {THREADS} threads, batch "
         f"{BATCH}, 224 x 224. Seconds of `time.{first['clock']}`; load average up to {load:.0f} on "
         f"{os.cpu_count()} processors. All but seconds are fractions of the dense network. "
-        f"Measured: the median over {first['pairs']} pairs of a dense and a pruned run, one after "
-        "the other; predicted: from times of nodes at a grid of widths, times one factor, that of "
-        "the dense network as a whole to the sum of its nodes.\n\n"
+        f"{NOTES[first['clock']]}Measured: the median over pairs of a dense and a "
+        "pruned run, one after the other; predicted: from times of nodes at a grid of widths, "
+        "times one factor, that of the dense network as a whole to the sum of its nodes.\n\n"
         + tabulate(table, columns, "github", disable_numparse=True)
         + "\n\nMade by `python -m benchmarks.latency_budget`.\n"
     )
