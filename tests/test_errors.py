@@ -296,7 +296,7 @@ def test_an_op_without_a_rule() -> None:
 
 def test_every_error_is_one_family() -> None:
     names = [name for name in fxprune.__all__ if name.endswith("Error")]
-    assert len(names) == 8
+    assert len(names) == 9
     assert all(issubclass(getattr(fxprune, name), FxpruneError) for name in names)
 
 
