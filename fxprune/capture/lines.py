@@ -11,14 +11,14 @@ import torch
 
 _SKIPPED = (
     os.path.dirname(torch.__file__) + os.sep,
-    os.path.dirname(__file__) + os.sep,
+    os.path.dirname(os.path.dirname(__file__)) + os.sep,
     "<string>",
 )
 
 
 @functools.cache
 def is_users(filename: str) -> bool:
-    """Whether a file is neither torch's nor part of the capture."""
+    """Whether a file is neither torch's nor of this package."""
     return not filename.startswith(_SKIPPED)
 
 
