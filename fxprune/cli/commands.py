@@ -15,8 +15,9 @@ from fxprune.cli.inputs import read_tensors
 from fxprune.cli.outcome import FAILED, OK, Outcome, SourceError, UsageError
 from fxprune.cli.progress import Progress
 from fxprune.costs import cost
-from fxprune.drivers import prune_analysed
+from fxprune.drivers import PruneResult, prune_analysed
 from fxprune.equivalence import verify
+from fxprune.factoring import FactorizeResult
 from fxprune.interop import export as export_module
 from fxprune.pictures import dot, plot, svg
 
@@ -34,11 +35,23 @@ def prune(args: Namespace) -> Outcome:
     result = progress.stage(
         "pruning", lambda: prune_analysed(analysis, inputs, args.latency_file, **planning)
     )
-    text, data, code = [str(result.report)], {"report": result.report.as_data()}, OK
+    return concluded(args, progress, inputs, result, result.report.as_data())
+
+
+def concluded(
+    args: Namespace,
+    progress: Progress,
+    inputs: Any,
+    result: PruneResult | FactorizeResult,
+    report: Any,
+) -> Outcome:
+    """A result with its report as data, checked and saved as asked."""
+    text, data, code = [str(result.report)], {"report": report}, OK
     if args.verify:
-        values = models.real_inputs(analysis.traced, inputs)
+        traced = result.analysis.traced
+        values = models.real_inputs(traced, inputs)
         proof = progress.stage(
-            "verifying", lambda: verify(analysis.traced, result.plan, result.module, values)
+            "verifying", lambda: verify(traced, result.plan, result.module, values)
         )
         text.append(str(proof))
         data["proof"] = asdict(proof)

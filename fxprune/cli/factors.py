@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import asdict
-from typing import Any
 
-from fxprune.checkpoint import save
 from fxprune.cli import models
-from fxprune.cli.commands import batches_of, budget_of
-from fxprune.cli.outcome import FAILED, OK, Outcome, UsageError
+from fxprune.cli.commands import batches_of, budget_of, concluded
+from fxprune.cli.outcome import Outcome, UsageError
 from fxprune.cli.progress import Progress
-from fxprune.equivalence import verify
 from fxprune.factoring import factorize_analysed
 
 
@@ -31,18 +28,4 @@ def factorize(args: Namespace) -> Outcome:
         "factorising",
         lambda: factorize_analysed(analysis, args.method, data, budget=budget, **same),
     )
-    text, code = [str(result.report)], OK
-    found: dict[str, Any] = {"report": asdict(result.report)}
-    if args.verify:
-        values = models.real_inputs(analysis.traced, inputs)
-        proof = progress.stage(
-            "verifying", lambda: verify(analysis.traced, result.plan, result.module, values)
-        )
-        text.append(str(proof))
-        found["proof"] = asdict(proof)
-        code = OK if proof.ok else FAILED
-    if args.output is not None:
-        reasons = progress.stage("saving", lambda: save(result, args.output))
-        text.append(f"Saved in {args.output}.")
-        found["saved"] = {"directory": args.output, "needs_class": list(reasons)}
-    return Outcome("\n".join(text), found, code)
+    return concluded(args, progress, inputs, result, asdict(result.report))
