@@ -3,11 +3,11 @@ r"""Predicted against measured latency of networks pruned to a latency budget.
     OMP_NUM_THREADS=2 OMP_PROC_BIND=true OMP_WAIT_POLICY=passive \
         python -m benchmarks.latency_budget [network ...]
 
-Each network is timed node by node at a grid of widths, planned to the budget, rewritten, and timed
-in turns with the dense network: one run of each, many times. A pair gives one ratio. What counts is
-the median ratio; quartiles say how much the machine disturbed the pairs, and the ratio of the least
-times what is left when it disturbed nothing. The environment variables keep each thread on a
-processor of its own; without them both may share one.
+Each network is timed at a grid of widths, node by node and as a whole, planned to the budget,
+rewritten, and timed in turns with the dense network: one run of each, many times. A pair gives one
+ratio. What counts is the median ratio; quartiles say how much the machine disturbed the pairs, and
+the ratio of the least times what is left when it disturbed nothing. The environment variables keep
+each thread on a processor of its own; without them both may share one.
 
 Where others keep the processors busy, `--clock process_time` counts what the processors did for
 this process, of both threads together: no latency, but what a latency is made of when nobody
@@ -21,7 +21,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,16 @@ def measure(
         "pairs": options.pairs,
         "repetitions of the grid": options.repetitions,
         "block": model.block,
-        "factor of the whole to the sum of nodes": model.scale,
+        "factor of the whole to the sum of nodes": {
+            "dense": _factor(model, cost_model(analysis).widths(None)),
+            "pruned": _factor(model, cost_model(analysis).widths(plan)),
+        },
         "seconds for the grid": grid,
     }
+
+
+def _factor(model: LatencyModel, widths: Sequence[int]) -> float:
+    return model.at(widths) / model.nodes_at(widths)
 
 
 def written(rows: list[dict[str, Any]]) -> str:
@@ -122,8 +129,8 @@ def written(rows: list[dict[str, Any]]) -> str:
         f"{BATCH}, 224 x 224. Seconds of `time.{first['clock']}`; load average up to {load:.0f} on "
         f"{os.cpu_count()} processors. All but seconds are fractions of the dense network. "
         f"{NOTES[first['clock']]}Measured: the median over pairs of a dense and a "
-        "pruned run, one after the other; predicted: from times of nodes at a grid of widths, "
-        "times one factor, that of the dense network as a whole to the sum of its nodes.\n\n"
+        "pruned run, one after the other; predicted: the sum of its nodes' times, interpolated at "
+        "a grid of widths, and by that sum the time of the whole, interpolated likewise.\n\n"
         + tabulate(table, columns, "github", disable_numparse=True)
         + "\n\nMade by `python -m benchmarks.latency_budget`.\n"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import platform
 import time
@@ -34,7 +35,7 @@ SKEW = (1.0, 0.9)
 """At each of them all groups keep the same, and then every second one this much less."""
 
 _FORMAT = "fxprune-latencies"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,19 @@ def measure_latencies(
     repetitions: int = 4,
     clock: Clock = time.perf_counter,
 ) -> Latencies:
-    """Time every node of the graph at a grid of widths, on the device where the model lies.
+    """Time a graph at a grid of widths, node by node and as a whole, where the model lies.
 
     example_inputs  what the model takes, of the sizes to be timed
     file            where times are kept: JSON, for several graphs, devices and numbers of threads.
                     Times of this graph on this device are read from it; others are added.
     round_to        as it will be for `plan`: rounded widths are often faster
-    repetitions     how often the grid is gone through; of each node's times the least counts, as
-                    all else that runs on the machine only adds
+    repetitions     how often the grid is gone through; of the times of each node and each whole
+                    the least counts, as all else that runs on the machine only adds
 
     Threads that wait for a processor of their own disturb times more than anything else: with
     OpenMP set OMP_PROC_BIND=true and OMP_WAIT_POLICY=passive before Python starts.
 
-    The graph runs in eval mode, without gradients, 57 times for each repetition.
+    The graph runs in eval mode, without gradients, 90 times for each repetition.
     Raises PlanError if the file holds something else.
     """
     inputs = bind_inputs(analysis.traced, example_inputs, PlanError)
@@ -135,19 +136,20 @@ def _measure(
 ) -> Latencies:
     plans = [_grid_plan(analysis, *at, round_to) for at in itertools.product(KEEP, SKEW)]
     least: list[dict[str, float]] = [{} for _ in plans]
-    dense = []
+    wholes = [math.inf for _ in plans]
     for _ in range(repetitions):  # one after the other, as loads of the machine come and go
-        for plan, times in zip(plans, least, strict=True):
+        for at, plan in enumerate(plans):
             pruned = rewrite(analysis.traced, plan, share=True).eval()
-            for name, seconds in _node_times(pruned, inputs, clock).items():
-                times[name] = min(seconds, times.get(name, seconds))
-        dense += time_modules((analysis.traced,), inputs, 2, clock)[0]
+            whole, nodes = _least_times(pruned, inputs, clock)
+            wholes[at] = min(whole, wholes[at])
+            for name, seconds in nodes.items():
+                least[at][name] = min(seconds, least[at].get(name, seconds))
     model, names = cost_model(analysis), {node.name for node in analysis.traced.graph.nodes}
     samples = (
-        Sample(model.widths(plan), _by_original(times, names))
-        for plan, times in zip(plans, least, strict=True)
+        Sample(model.widths(plan), _by_original(times, names), whole)
+        for plan, times, whole in zip(plans, least, wholes, strict=True)
     )
-    return Latencies(analysis.fingerprint, min(dense), tuple(samples))
+    return Latencies(analysis.fingerprint, tuple(samples))
 
 
 def _grid_plan(analysis: Analysis, keep: float, skew: float, round_to: int) -> PruningPlan:
@@ -163,18 +165,19 @@ def _grid_plan(analysis: Analysis, keep: float, skew: float, round_to: int) -> P
     return PruningPlan.build(analysis, kept)
 
 
-def _node_times(
+def _least_times(
     module: fx.GraphModule, inputs: tuple[Any, ...], clock: Clock
-) -> Mapping[str, float]:
-    """The least seconds of each node in two runs, after one to warm up."""
+) -> tuple[float, Mapping[str, float]]:
+    """The least seconds of the whole and of each node in two runs each, after one to warm up."""
+    wholes = time_modules((module,), inputs, 2, clock)[0]
     timer = _Timer(module, _synchroniser(module), clock)
     runs = []
-    with torch.no_grad():
-        for _ in range(3):
-            timer.seconds = {}
+    for _ in range(2):
+        timer.seconds = {}
+        with torch.no_grad():
             timer.run(*inputs, enable_io_processing=False)
-            runs.append(timer.seconds)
-    return {name: min(run[name] for run in runs[1:]) for name in runs[0]}
+        runs.append(timer.seconds)
+    return min(wholes), {name: min(run[name] for run in runs) for name in runs[0]}
 
 
 def _by_original(times: Mapping[str, float], names: set[str]) -> dict[str, float]:
@@ -251,20 +254,19 @@ def _read(path: Path) -> dict[str, Latencies]:
 
 def _entry(entry: Any) -> Latencies:
     samples = tuple(
-        Sample(tuple(map(int, widths)), {str(n): float(s) for n, s in seconds.items()})
-        for widths, seconds in entry["samples"]
+        Sample(tuple(map(int, widths)), {str(n): float(s) for n, s in nodes.items()}, float(whole))
+        for widths, nodes, whole in entry["samples"]
     )
     if not samples or any(s.seconds.keys() != samples[0].seconds.keys() for s in samples):
         raise ValueError("times of nodes are missing")
-    return Latencies(str(entry["fingerprint"]), float(entry["dense"]), samples)
+    return Latencies(str(entry["fingerprint"]), samples)
 
 
 def _write(path: Path, known: Mapping[str, Latencies]) -> None:
     latencies = {
         key: {
             "fingerprint": one.fingerprint,
-            "dense": one.dense,
-            "samples": [(sample.widths, dict(sample.seconds)) for sample in one.samples],
+            "samples": [(s.widths, dict(s.seconds), s.whole) for s in one.samples],
         }
         for key, one in known.items()
     }

@@ -8,10 +8,15 @@ Devices compute in blocks: 51 channels may take as long as 64. Sizes are rounded
 the block with which the measured times are most nearly linear in the work. And a node of several
 products, as attention is, may have a kernel for equal sizes only: times where its products cost the
 same say nothing of times where they do not.
+
+A network as a whole takes another time than the sum of its nodes: memory is given back in between,
+and caches hold more of a small network than of a large one. So the measured networks are timed as
+wholes too, and the whole is interpolated by the sum.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +35,7 @@ from fxprune.plans import FrozenMap, PruningPlan
 BLOCKS = (1, 4, 8, 16, 32)
 """Blocks that devices may compute in."""
 
-Points: TypeAlias = tuple[tuple[int, float], ...]
+Points: TypeAlias = tuple[tuple[float, float], ...]
 """(work, seconds), ascending in both."""
 
 Work: TypeAlias = tuple[tuple[Polynomial, ...], ...]
@@ -39,10 +44,11 @@ Work: TypeAlias = tuple[tuple[Polynomial, ...], ...]
 
 @dataclass(frozen=True)
 class Sample:
-    """The seconds that each node takes at one choice of widths."""
+    """The seconds that each node takes at one choice of widths, and all of them in one run."""
 
     widths: tuple[int, ...]
     seconds: Mapping[str, float]
+    whole: float
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seconds", FrozenMap(self.seconds))
@@ -53,20 +59,22 @@ class Latencies:
     """Measured times of an analysed graph on one device, for the example batch.
 
     fingerprint  of the analysed graph; they fit no other
-    dense        seconds that the unpruned graph takes as a whole
-    samples      seconds of the nodes at a grid of widths
+    samples      times at a grid of widths, the first one of the unpruned graph
     """
 
     fingerprint: str
-    dense: float
     samples: tuple[Sample, ...]
+
+    @property
+    def dense(self) -> float:
+        """Seconds that the unpruned graph takes as a whole."""
+        return self.samples[0].whole
 
 
 class LatencyModel:
     """The seconds that a graph takes at any widths; they fall as widths do.
 
     block  sizes are rounded up to multiples of this
-    scale  the seconds of the dense graph as a whole to the sum of its nodes': one factor for all
 
     Raises PlanError if the times are those of another graph.
     """
@@ -86,13 +94,17 @@ class LatencyModel:
         grid = [sample.widths for sample in latencies.samples]
         self.block = min(BLOCKS, key=lambda b: _curvature(works, times, grid, b))
         self._nodes = [_Node(works[name], grid, times[name], self.block) for name in names]
-        self.scale = 1.0
-        self.scale = latencies.dense / self.at(self._model.widths(None))
+        sums = [self.nodes_at(widths) for widths in grid]
+        self._wholes = by_sum(zip(sums, (s.whole for s in latencies.samples), strict=True))
+
+    def nodes_at(self, widths: Sequence[int] | Tensor) -> float:
+        """The sum of the nodes' seconds at these widths, one for each number."""
+        sizes = widths.tolist() if isinstance(widths, Tensor) else widths
+        return sum(node.at(sizes) for node in self._nodes)
 
     def at(self, widths: Sequence[int] | Tensor) -> float:
-        """Seconds at these widths, one for each number."""
-        sizes = widths.tolist() if isinstance(widths, Tensor) else widths
-        return self.scale * sum(node.at(sizes) for node in self._nodes)
+        """Seconds of the whole at these widths."""
+        return interpolated(self._wholes, self.nodes_at(widths))
 
     def after(self, plan: PruningPlan | None) -> float:
         """Seconds that a plan leaves."""
@@ -174,13 +186,25 @@ def _curvature(
     return total
 
 
-def interpolated(points: Points, work: int) -> float:
+def interpolated(points: Points, work: float) -> float:
     """Seconds at that work: linear between points, constant beyond them."""
     at = bisect_left(points, (work, -1.0))
     if at == 0 or at == len(points):
         return points[min(at, len(points) - 1)][1]
     (low, fast), (high, slow) = points[at - 1], points[at]
     return fast + (slow - fast) * (work - low) / (high - low)
+
+
+def by_sum(times: Iterable[tuple[float, float]]) -> Points:
+    """Points of (sum of nodes, whole), from such pairs of seconds; nothing takes no time.
+
+    Noise only adds, so what a larger network was measured to take bounds what a smaller one does.
+    """
+    points: dict[float, float] = {}
+    bound = math.inf
+    for total, whole in sorted(times, reverse=True):
+        points[total] = bound = min(bound, whole)
+    return ((0.0, 0.0), *sorted(points.items()))
 
 
 def ascending(times: Iterable[tuple[int, float]]) -> Points:

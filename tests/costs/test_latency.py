@@ -5,16 +5,23 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn.modules.module import register_module_forward_hook
 
 import fxprune
 from fxprune import Budget, PlanError, PruningPlan
 from fxprune.costs import cost_model
-from fxprune.costs.latency import Latencies, LatencyModel, Sample, ascending, interpolated
+from fxprune.costs.latency import Latencies, LatencyModel, Sample, ascending, by_sum, interpolated
 from fxprune.timing import time_modules
 
 
@@ -56,18 +63,24 @@ def keeping(first: int, second: int) -> PruningPlan:
 
 @functools.cache
 def made_up() -> Latencies:
-    """Times of that device at a grid; the whole takes twice the sum of its nodes."""
+    """Times of that device at a grid."""
     model = cost_model(analysed())
     plans = [keeping(96 * k // 32, 128 * k // 32) for k in range(32, 0, -1)]
-    samples = tuple(Sample(model.widths(plan), seconds(plan)) for plan in plans)
-    return Latencies(analysed().fingerprint, 2 * sum(seconds(None).values()), samples)
+    samples = (Sample(model.widths(plan), seconds(plan), whole(plan)) for plan in plans)
+    return Latencies(analysed().fingerprint, tuple(samples))
+
+
+def whole(plan: PruningPlan | None) -> float:
+    """As a whole the dense network takes twice the sum of its nodes, and smaller ones less so."""
+    total, dense = (sum(seconds(at).values()) for at in (plan, None))
+    return total * (1 + total / dense)
 
 
 def test_times_between_those_of_the_grid_follow_the_work() -> None:
     model = LatencyModel(cost_model(analysed()), made_up())
     assert model.after(None) == pytest.approx(made_up().dense)
     for plan in (keeping(48, 64), keeping(90, 20), keeping(13, 101), keeping(5, 128)):
-        assert model.after(plan) == pytest.approx(2 * sum(seconds(plan).values()), rel=0.02)
+        assert model.after(plan) == pytest.approx(whole(plan), rel=0.02)
 
 
 @pytest.mark.parametrize("scope", ["local", "global", "isomorphic"])
@@ -112,7 +125,7 @@ def test_budgets_without_sense_are_refused(budget: dict[str, float], message: st
 def test_a_budget_of_latency_needs_times_of_this_graph() -> None:
     with pytest.raises(PlanError, match="needs times measured on your device"):
         fxprune.plan(analysed(), budget=Budget(latency=0.5))
-    other = Latencies("of another graph", 1.0, made_up().samples)
+    other = Latencies("of another graph", made_up().samples)
     with pytest.raises(PlanError, match="measured for another graph"):
         fxprune.plan(analysed(), budget=Budget(latency=0.5), latencies=other)
     with pytest.raises(PlanError, match=r"latency=0.001 allows .* smallest reachable is .* ms"):
@@ -126,6 +139,70 @@ def test_noise_does_not_make_smaller_networks_slower() -> None:
     assert [interpolated(points, work) for work in (0, 50)] == [2.5, 6.0]
 
 
+def test_noise_does_not_make_smaller_wholes_slower() -> None:
+    points = by_sum([(4.0, 9.0), (3.0, 11.0), (2.0, 5.0), (2.0, 4.0), (1.0, 4.5)])
+    assert points == ((0.0, 0.0), (1.0, 4.0), (2.0, 4.0), (3.0, 9.0), (4.0, 9.0))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(1e-6, 1.0), min_size=32, max_size=32), st.data())
+def test_fewer_units_never_take_longer_whatever_was_measured(
+    wholes: list[float], data: st.DataObject
+) -> None:
+    """So that the steps of a removal that meet a budget are a tail."""
+    samples = (
+        replace(sample, whole=seconds)
+        for sample, seconds in zip(made_up().samples, wholes, strict=True)
+    )
+    noisy = Latencies(analysed().fingerprint, tuple(samples))
+    model = LatencyModel(cost_model(analysed()), noisy)
+    assert model.after(None) == pytest.approx(noisy.dense)
+    first, second = data.draw(st.integers(2, 96)), data.draw(st.integers(2, 128))
+    now = model.after(keeping(first, second))
+    rounding = 1 + 1e-12
+    assert now <= noisy.dense * rounding
+    assert model.after(keeping(first - 1, second)) <= now * rounding
+    assert model.after(keeping(first, second - 1)) <= now * rounding
+
+
+@pytest.fixture
+def device() -> Iterator[Callable[[], float]]:
+    """The clock of a device where a layer takes 1 ns per weight and a whole a share on top."""
+    now = 0.0
+
+    def ran(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal now
+        if isinstance(module, nn.Linear):
+            now += 1e-9 * module.weight.numel()
+        elif isinstance(module, GraphModule):
+            total = sum(1e-9 * p.numel() for p in module.parameters() if p.dim() == 2)
+            now += total * total / DENSE / 4
+
+    def clock() -> float:
+        return now
+
+    hook = register_module_forward_hook(ran)
+    yield clock
+    hook.remove()
+
+
+DENSE = 1e-9 * (64 * 96 + 96 * 128 + 128 * 4)
+
+
+@pytest.mark.parametrize("share", [0.8, 0.6, 0.3])
+def test_what_wholes_take_beyond_their_nodes_shrinks_with_them(
+    device: Callable[[], float], share: float
+) -> None:
+    latencies = fxprune.measure_latencies(analysed(), EXAMPLE, repetitions=1, clock=device)
+    assert latencies.dense == pytest.approx(1.25 * DENSE)
+    plan = fxprune.plan(analysed(), budget=Budget(latency=share), latencies=latencies)
+    pruned = fxprune.rewrite(analysed().traced, plan)
+    predicted = LatencyModel(cost_model(analysed()), latencies).after(plan)
+    ((measured,),) = time_modules((pruned,), (EXAMPLE,), 1, device)
+    assert predicted == pytest.approx(measured, rel=0.02)
+    assert predicted <= share * latencies.dense
+
+
 def test_measured_times_are_kept_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "latencies.json"
     first = fxprune.measure_latencies(analysed(), EXAMPLE, file, repetitions=1)
@@ -136,9 +213,10 @@ def test_measured_times_are_kept_in_a_file(tmp_path: Path) -> None:
     stored = json.loads(file.read_text())
     assert len(stored["latencies"]) == 4  # other sizes, multiples, clocks: other times
     assert all(all(s > 0 for s in sample.seconds.values()) for sample in first.samples)
-    file.write_text(json.dumps({**stored, "version": 99}))
-    with pytest.raises(PlanError, match="no file of latencies"):
-        fxprune.measure_latencies(analysed(), EXAMPLE, file)
+    for version in (1, 99):  # the first one had no times of wholes
+        file.write_text(json.dumps({**stored, "version": version}))
+        with pytest.raises(PlanError, match="no file of latencies"):
+            fxprune.measure_latencies(analysed(), EXAMPLE, file)
 
 
 def test_prune_measures_plans_and_compares(tmp_path: Path) -> None:
