@@ -6,17 +6,21 @@
 
 Each trained network is cut to a share of its MACs, the 1×1s of factors counted, by
 
-- channel criteria in one shot over the whole network (scores as they are; of the magnitude also
-  divided by the group's mean): random, L2, Fisher, C-OBD, C-OBS, Kron-OBD, Kron-OBS, uncompensated,
-  and those of Torch-Pruning, whose importances are given to the same allocation;
+- channel criteria in one shot (over the whole network unless they say local; scores as they are, or
+  divided by their group's mean): random, L2, Fisher, C-OBD, C-OBS, Kron-OBD, Kron-OBS, the best of
+  `benchmarks.ranking`, and those of Torch-Pruning, whose importances are given to the same
+  allocation;
 - factors in one shot: EigenDamage, the same with EKFAC moments, truncated SVD, Tucker-2;
-- in rounds, measuring again each time and without training between: Fisher and Kron-OBD, 8 rounds
-  down to the smallest level, and EigenDamage, 4 steps to each level.
+- in rounds, measuring again each time and without training between: channels in 8 rounds down to
+  the smallest level, and EigenDamage, 4 steps to each level;
+- channels first, to the root of the share, and EigenDamage for what is left to do.
 
-Measured are the loss on the training images before any fine-tuning, and the accuracy on the test
-images before and after it (five epochs). How near the Fisher information of each layer is to
-diagonal is measured, too, in the coordinates of the weights and in the eigenbasis. Results are
-written after every network, to benchmarks/results/second_order.json, .md and .png.
+What is compensated says so: `+ least_squares`. Measured are the loss on the training images before
+any fine-tuning, and the accuracy on the test images before and after it (five epochs; at every
+level for Torch-Pruning's criteria and for the contenders among ours). How near the Fisher
+information of each layer is to diagonal is measured, too, in the coordinates of the weights and in
+the eigenbasis. Results are written after every network, to benchmarks/results/second_order.json,
+.md and .png.
 """
 
 from __future__ import annotations
@@ -24,8 +28,11 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import time
 from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +48,81 @@ from benchmarks.ranking_peer import peer_scores
 from fxprune.factorization import DAMPING, factor_layers, factored, plan_factorization
 from fxprune.factorization.bases import core
 from fxprune.factorization.eigendamage import eigenbases
+from fxprune.reconstruction import compensated
 from fxprune.statistics import Statistics
 
 LEVELS = (0.8, 0.6, 0.4, 0.25)
 TUNED = (0.4,)
-"""The levels at which networks are fine-tuned, five epochs in batches of 128."""
+"""The levels at which all networks are fine-tuned, five epochs in batches of 128."""
 ROUNDS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.32, 0.25)
 STEPS = 4
 SAMPLES = 512
 """How many training images the statistics are of, for all methods the same."""
 EPOCHS = 5
-CHANNELS = ("random", "l2", "fisher", "c_obd", "c_obs", "kron_obd", "kron_obs")
+
+
+@dataclass(frozen=True)
+class Channels:
+    """A way to prune channels.
+
+    criterion  a name of ours, or of Torch-Pruning's with "tp " before it
+    normalise  divide scores by their group's mean
+    scope      global or local
+    rounds     in `ROUNDS`, each with new scores, without training between
+    repair     a compensation, after every round
+    factors    prune to the root of the share of MACs, and go on with EigenDamage
+    """
+
+    criterion: str
+    normalise: bool = False
+    scope: str = "global"
+    rounds: bool = False
+    repair: str | None = None
+    factors: bool = False
+
+    @property
+    def name(self) -> str:
+        return "".join(
+            (
+                self.criterion,
+                " / mean" * self.normalise,
+                ", local" * (self.scope == "local"),
+                ", rounds" * self.rounds,
+                f" + {self.repair}" if self.repair else "",
+                ", then eigendamage" * self.factors,
+            )
+        )
+
+    @property
+    def labels(self) -> str:
+        """Labels drawn from the model, except where the mean gradient is the criterion."""
+        return "empirical" if self.criterion in ("mask_fisher", "molchanov2017") else "model"
+
+
 PEER = ("l2", "lamp", "taylor", "hessian")
+BEST = Channels("mask_fisher", scope="local")
+L2, KRON = Channels("l2", normalise=True), Channels("kron_obs", normalise=True)
+REPAIR = "least_squares"
 FACTORS = ("eigendamage", "eigendamage_ekfac", "svd", "tucker")
-ITERATED = ("fisher", "kron_obd")
-METHODS = frozenset(
-    {*CHANNELS, "l2 / mean", *FACTORS, f"eigendamage, {STEPS} steps"}
-    | {f"tp {name}" for name in PEER}
-    | {f"{name}, rounds" for name in ITERATED}
+ITERATED = f"eigendamage, {STEPS} steps"
+PRUNED = (
+    *map(Channels, ("random", "l2", "fisher", "c_obd", "c_obs", "kron_obd", "kron_obs")),
+    *(Channels(f"tp {name}") for name in PEER),
+    *map(Channels, ("molchanov2017", "thinet")),
+    *(L2, KRON, Channels("wanda_sp", normalise=True), BEST),
+    *(Channels("fisher", rounds=True), Channels("kron_obd", rounds=True)),
+    *(Channels("fisher", normalise=True, rounds=True), replace(BEST, rounds=True)),
+    *(replace(L2, repair=REPAIR), replace(KRON, repair=REPAIR)),
+    *(replace(BEST, repair=REPAIR), replace(BEST, rounds=True, repair=REPAIR)),
+    *(replace(BEST, factors=True), replace(BEST, repair=REPAIR, factors=True)),
 )
+METHODS = frozenset({*FACTORS, ITERATED, *(way.name for way in PRUNED)})
+CONTENDERS = frozenset(
+    {ITERATED, "tucker", "l2 / mean + least_squares", "fisher / mean, rounds"}
+    | {f"tp {name}" for name in PEER}
+    | {way.name for way in PRUNED if way.criterion == BEST.criterion and not way.factors}
+)
+"""What is fine-tuned at every level."""
 RESULTS = Path(__file__).parent / "results" / "second_order.json"
 
 Scores = Mapping[str, Tensor]
@@ -72,80 +135,92 @@ class Bench:
     def __init__(self, name: str, digits: Digits, seed: int) -> None:
         self.digits, self.seed = digits, seed
         self.model = trained(name, digits, seed)
-        self.analysis = fxprune.analyze(fxprune.trace(self.model, digits.train[:2]))
+        self.analysis = self.analysed(self.model)
         self.dense = fxprune.cost(self.analysis).macs
         images, labels = digits.train[:SAMPLES], digits.train_labels[:SAMPLES]
         self.data = list(zip(images.split(256), labels.split(256), strict=True))
 
-    def statistics(self, analysis: fxprune.Analysis) -> Statistics:
-        return Statistics(analysis, self.data, labels="model")
+    def statistics(self, analysis: fxprune.Analysis, labels: str = "model") -> Statistics:
+        return Statistics(analysis, self.data, labels=labels)
+
+    @cached_property
+    def known(self) -> Mapping[str, Statistics]:
+        """The statistics of the trained network, by labels."""
+        return {labels: self.statistics(self.analysis, labels) for labels in ("model", "empirical")}
+
+    @cached_property
+    def peer(self) -> Mapping[str, Scores]:
+        """Torch-Pruning's scores."""
+        return {
+            f"tp {n}": s for n, s in peer_scores(self.model, self.analysis, self.digits).items()
+        }
 
     def versions(self, known: Container[str]) -> Iterator[tuple[str, float, fx.GraphModule]]:
         """(method, level, module) of all methods but the known ones."""
-        for name, scores in self.tables(known).items():
-            for level in LEVELS:
-                plan = self.plan(self.analysis, scores, fxprune.Budget(macs=level))
-                yield name, level, fxprune.rewrite(self.analysis.traced, plan)
-        statistics = self.statistics(self.analysis)
+        for way in PRUNED:
+            if way.name not in known:
+                found = self.in_rounds(way) if way.rounds else self.at_once(way)
+                for level, module in found:
+                    yield way.name, level, module
         for name in FACTORS:
-            data = statistics if name.startswith("eigen") else None
+            data = self.known["model"] if name.startswith("eigen") else None
             for level in LEVELS if name not in known else ():
                 yield name, level, self.in_factors(name, level, data, 1)
-        name = f"eigendamage, {STEPS} steps"
-        for level in LEVELS if name not in known else ():
-            yield name, level, self.in_factors("eigendamage", level, self.data, STEPS)
-        for name in ITERATED:
-            if f"{name}, rounds" not in known:
-                yield from self.iterated(name)
+        for level in LEVELS if ITERATED not in known else ():
+            yield ITERATED, level, self.in_factors("eigendamage", level, None, STEPS)
 
-    def tables(self, known: Container[str]) -> dict[str, Scores]:
-        """The scores of all channel criteria but the known ones, by name."""
-        statistics = self.statistics(self.analysis)
-        found: dict[str, Scores] = {}
-        for name in CHANNELS:
-            if name not in known:
-                found[name] = fxprune.score(self.analysis, name, statistics)
-        if "l2 / mean" not in known:
-            scores = fxprune.score(self.analysis, "l2")
-            found["l2 / mean"] = {g: s / s.mean().clamp_min(1e-300) for g, s in scores.items()}
-        if any(f"tp {name}" not in known for name in PEER):
-            peer = peer_scores(self.model, self.analysis, self.digits)
-            found |= {f"tp {name}": peer[name] for name in PEER}
-        return found
-
-    def plan(
-        self, analysis: fxprune.Analysis, scores: Scores, budget: fxprune.Budget
-    ) -> fxprune.PruningPlan:
-        """The plan that removes the lowest scores of the whole network for a budget."""
+    def pruned(
+        self, way: Channels, statistics: Statistics, budget: fxprune.Budget
+    ) -> fx.GraphModule:
+        """The network that the statistics are of, cut to a budget, and repaired."""
+        analysis = statistics.analysis
 
         def look_up(group: fxprune.Group, _: object) -> Tensor:
-            return scores[group.name]
+            return self.peer[way.criterion][group.name]
 
-        return fxprune.plan(
-            analysis, look_up, scope="global", groups=lambda g: g.name in scores, budget=budget
+        plan = fxprune.plan(
+            analysis,
+            look_up if way.criterion.startswith("tp ") else way.criterion,
+            scope=way.scope,
+            normalise="mean" if way.normalise else "none",
+            data=statistics,
+            budget=budget,
         )
+        if way.repair:
+            plan = compensated(plan, analysis, way.repair, statistics)
+        return fxprune.rewrite(analysis.traced, plan)
 
-    def in_factors(self, method: str, level: float, data: Any, steps: int) -> fx.GraphModule:
-        """The network with layers in factors."""
-        plan = plan_factorization(
-            self.analysis,
-            method,
-            data,
-            budget=fxprune.Budget(macs=level),
-            steps=steps,
-        )
-        return factored(self.analysis.traced, plan)
+    def at_once(self, way: Channels) -> Iterator[tuple[float, fx.GraphModule]]:
+        """The network at each level, from the scores that it has as it was trained."""
+        for level in LEVELS:
+            share = math.sqrt(level) if way.factors else level
+            module = self.pruned(way, self.known[way.labels], fxprune.Budget(macs=share))
+            if way.factors:
+                statistics = self.statistics(self.analysed(module))
+                module = self.in_factors("eigendamage", int(level * self.dense), statistics, 1)
+            yield level, module
 
-    def iterated(self, name: str) -> Iterator[tuple[str, float, fx.GraphModule]]:
-        """Pruned in rounds, with new scores in each."""
+    def in_rounds(self, way: Channels) -> Iterator[tuple[float, fx.GraphModule]]:
+        """The network at each level, pruned in rounds with new scores in each."""
         module: nn.Module = self.analysis.traced
         for level in ROUNDS:
-            analysis = fxprune.analyze(fxprune.trace(module, self.digits.train[:2]))
-            scores = fxprune.score(analysis, name, self.statistics(analysis))
-            budget = fxprune.Budget(macs=int(level * self.dense))
-            module = fxprune.rewrite(analysis.traced, self.plan(analysis, scores, budget))
+            statistics = self.statistics(self.analysed(module), way.labels)
+            module = self.pruned(way, statistics, fxprune.Budget(macs=int(level * self.dense)))
             if level in LEVELS:
-                yield f"{name}, rounds", level, module
+                yield level, module
+
+    def analysed(self, module: nn.Module) -> fxprune.Analysis:
+        return fxprune.analyze(fxprune.trace(module, self.digits.train[:2]))
+
+    def in_factors(
+        self, method: str, macs: float, data: Statistics | None, steps: int
+    ) -> fx.GraphModule:
+        """The network that the statistics are of, or else this one, with layers in factors."""
+        analysis = self.analysis if data is None else data.analysis
+        batches = self.data if steps > 1 else data
+        budget = fxprune.Budget(macs=macs)
+        plan = plan_factorization(analysis, method, batches, budget=budget, steps=steps)
+        return factored(analysis.traced, plan)
 
     @torch.no_grad()
     def loss(self, module: nn.Module) -> float:
@@ -209,20 +284,32 @@ class Bench:
         return found
 
 
+def is_complete(method: str, cells: Mapping[str, Row]) -> bool:
+    """Whether all that is asked of a method was measured."""
+    levels = LEVELS if method in CONTENDERS else TUNED
+    return all("tuned" in cells.get(str(level), {}) for level in levels)
+
+
+def lacks(row: Row) -> bool:
+    """Whether there is something to measure of a network."""
+    methods = row.get("methods", {})
+    return any(not is_complete(name, methods.get(name, {})) for name in METHODS)
+
+
 def measure(name: str, digits: Digits, seed: int, old: Row) -> Row:
     """All numbers of one network; what `old` has of them stays."""
     methods: dict[str, dict[str, dict[str, float]]] = dict(old.get("methods", {}))
-    known = frozenset(methods)
+    known = frozenset(each for each in methods if is_complete(each, methods[each]))
     bench = Bench(name, digits, seed)
     for method, level, module in bench.versions(known):
-        found = fxprune.cost(fxprune.analyze(fxprune.trace(module, digits.train[:2])))
+        found = fxprune.cost(bench.analysed(module))
         cell = {
             "macs": found.macs / bench.dense,
             "params": found.parameters,
             "loss": bench.loss(module),
             "accuracy": bench.accuracy(module),
         }
-        if level in TUNED:
+        if level in TUNED or method in CONTENDERS:
             cell["tuned"] = bench.accuracy(bench.tuned(module))
         methods.setdefault(method, {})[str(level)] = cell
     return {
@@ -249,7 +336,7 @@ def main() -> None:
     spent = old.get("cpu_seconds", 0.0)
     digits, started = load(), time.process_time()
     jobs = [(name, seed) for seed in range(options.seeds) for name in MODELS]
-    jobs = [job for job in jobs if METHODS - rows.get(job, {}).get("methods", {}).keys()]
+    jobs = [job for job in jobs if lacks(rows.get(job, {}))]
     for job in tqdm(jobs, unit="network"):
         rows[job] = measure(job[0], digits, job[1], rows.get(job, {}))
         found = {
