@@ -2,6 +2,7 @@
 
     python -m benchmarks.ranking            # five seeds of three networks; under half an hour
     python -m benchmarks.ranking --seeds 1  # a quick look
+    python -m benchmarks.ranking --seeds 10 --add fpgm taylor  # these again, and on more seeds
 
 For every trained network two things are measured, both on the training images and before any
 fine-tuning:
@@ -38,7 +39,7 @@ from benchmarks.ranking_definitions import deviations
 from benchmarks.ranking_models import MODELS, Digits, load, trained
 from benchmarks.ranking_peer import SAMPLES, peer_scores
 from fxprune import Analysis, Group, PruningPlan
-from fxprune.criteria import CRITERIA, Fisher, MaskFisher, SynapticFlow, ThiNet
+from fxprune.criteria import CRITERIA, Fisher, Fpgm, MaskFisher, SynapticFlow, ThiNet
 from fxprune.statistics import Statistics
 
 LEVELS = (0.9, 0.8, 0.6, 0.4, 0.25)
@@ -174,6 +175,9 @@ def tables_of(bench: Bench, names: Sequence[str], peer: Mapping[str, Scores]) ->
     if "fisher" in ours:
         data = bench.statistics["empirical"]
         tables["fisher ÷ MACs"] = fxprune.score(bench.analysis, Fisher("macs"), data)
+    if "fpgm" in ours:
+        scores = fxprune.score(bench.analysis, Fpgm(("producer", "consumer")))
+        tables["fpgm, both sides / mean"] = per_mean(scores)
     if "l2" in ours:
         tables["l2² / mean"] = per_mean({g: s.square() for g, s in ours["l2"].items()})
     return tables | {f"tp {name}": scores for name, scores in peer.items()}

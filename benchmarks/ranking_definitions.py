@@ -6,7 +6,7 @@ layers of a group, divided by their mean over its units; depthwise convolutions 
 
 - l2, lamp: squared norms of producer rows, reader columns and the scales γ of batch normalisation
 - fpgm: of producer rows and reader columns, squared entry by entry, the sums of distances
-- taylor: Σ|θ ∂L/∂θ| over producers and readers, without γ
+- taylor: Σ|θ ∂L/∂θ| over producers and readers, without γ; multivariable: |Σ θ ∂L/∂θ| of each
 - hessian: Σ θ²(∂L/∂θ)² over all three, of the last sample alone: its accumulator looks for names
   among parameters, finds none, and begins anew with every sample
 """
@@ -36,7 +36,8 @@ def deviations(
     last      of the last sample that its Hessian sees
     """
     weights = {name: tensor.detach().double() for name, tensor in analysis.parameters.items()}
-    taylor = {n: (g * weights[n]).abs() for n, g in gradient.param_grads().items()}
+    signed = {n: g * weights[n] for n, g in gradient.param_grads().items()}
+    taylor = {name: product.abs() for name, product in signed.items()}
     hessian = {n: (g * weights[n]).square() for n, g in last.param_grads().items()}
     squares = {name: tensor.square() for name, tensor in weights.items()}
     depthwise = {
@@ -45,7 +46,7 @@ def deviations(
         if isinstance(module, nn.Conv2d) and module.groups > 1
     }
     counted = {name for name in weights if name.endswith("weight")} - depthwise
-    result = dict.fromkeys(("l2", "lamp", "fpgm", "taylor", "hessian"), 0.0)
+    result: dict[str, float] = {}
     for group in analysis.groups:
         layers = [m for m in group.members if m.parameter in counted]
         own = {
@@ -53,12 +54,15 @@ def deviations(
             "lamp": _lamp(_mean(group, squares, layers, "norm")),
             "fpgm": _normal(torch.stack(list(_distances(group, squares, layers))).mean(0)),
             "taylor": _normal(_mean(group, taylor, layers)),
+            "taylor, multivariable": _normal(
+                torch.stack(list(_changes(group, signed, layers))).mean(0)
+            ),
             "hessian": _normal(_mean(group, hessian, layers, "norm")),
         }
         for name, scores in own.items():
             theirs = found[name][group.name]
             apart = float((scores - theirs).abs().max() / theirs.abs().max())
-            result[name] = max(result[name], apart)
+            result[name] = max(result.get(name, 0.0), apart)
     return result
 
 
@@ -67,6 +71,12 @@ def _mean(group: Group, entries: Mapping[str, Tensor], layers: list[Member], *al
     roles = {"producer", "consumer", *also}
     parts = [m.reduce(entries[m.parameter], group) for m in layers if m.role in roles]
     return torch.stack(parts).mean(0)
+
+
+def _changes(group: Group, signed: Mapping[str, Tensor], layers: list[Member]) -> Iterator[Tensor]:
+    for member in layers:
+        if member.role in ("producer", "consumer"):
+            yield member.reduce(signed[member.parameter], group).abs()
 
 
 def _distances(

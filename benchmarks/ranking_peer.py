@@ -24,7 +24,10 @@ Importance = Callable[[list[object]], Tensor | None]
 
 
 def peer_scores(model: nn.Module, analysis: Analysis, digits: Digits) -> dict[str, Scores]:
-    """Per criterion of Torch-Pruning with its default options, {group name: Tensor}."""
+    """Per criterion of Torch-Pruning {group name: Tensor}, with its default options.
+
+    Only "taylor, multivariable" has another: it sums w ∂w before it takes the absolute value.
+    """
     found: dict[str, Scores] = {}
     for name, make in _MAKERS.items():
         clone = copy.deepcopy(model)
@@ -42,6 +45,7 @@ _MAKERS: Mapping[str, Callable[[], Importance]] = {
     "fpgm": lambda: tp.importance.FPGMImportance(p=2),
     "bn_scale": lambda: tp.importance.BNScaleImportance(),
     "taylor": lambda: tp.importance.GroupTaylorImportance(),
+    "taylor, multivariable": lambda: tp.importance.GroupTaylorImportance(multivariable=True),
     "hessian": lambda: tp.importance.GroupHessianImportance(),
 }
 

@@ -22,17 +22,32 @@ from tabulate import tabulate
 
 RESULTS = Path(__file__).parent / "results" / "ranking.json"
 Found = Mapping[str, Any]
+Pair = tuple[str, str, str]
 
-# The same criterion there and here: Torch-Pruning's name, ours with the normaliser that its
-# default has (or with none, where the criterion predicts a loss), and what differs.
+# The same criterion by its formula: Torch-Pruning's name, ours with the normaliser that its default
+# has, and what still differs.
 PAIRS = (
     ("l2", "l2² / mean", "theirs adds γ², omits depthwise weights and averages over layers"),
     ("lamp", "lamp", "theirs adds γ², omits depthwise weights and averages over layers"),
-    ("fpgm", "fpgm / mean", "theirs compares squared weights, and readers' columns, too"),
+    ("fpgm", "fpgm, both sides / mean", "theirs compares squared weights and averages over layers"),
     ("bn_scale", "bn_scale / mean", "nothing"),
-    ("taylor", "snip_weight / mean", "theirs adds producers' θ∂θ to readers', ours has readers'"),
-    ("taylor", "taylor", "another criterion of that name: ours is the mask's gradient, a rise"),
-    ("hessian", "fisher", "theirs keeps the last sample only, is diagonal, and adds both sides"),
+    (
+        "taylor",
+        "snip_weight / mean",
+        "both Σ|θ∂θ|; theirs of readers and producers, ours of readers",
+    ),
+    (
+        "taylor, multivariable",
+        "taylor / mean",
+        "both |Σθ∂θ|; theirs averages readers and producers, ours adds up readers",
+    ),
+    ("hessian", "fisher / mean", "theirs keeps the last sample only, is diagonal, adds both sides"),
+)
+# The same name, ours as its paper and its default have it.
+NAMESAKES = (
+    ("fpgm", "fpgm / mean", "ours compares producers' rows alone, as the paper does"),
+    ("taylor", "taylor", "ours is |Σθ∂θ| of readers, not normalised; theirs Σ|θ∂θ|, normalised"),
+    ("hessian", "fisher", "as above, and ours is not normalised"),
 )
 SHOWN = ("random", "l2", "lamp", "synflow", "thinet", "fisher / mean", "mask_fisher")
 
@@ -54,13 +69,14 @@ SUMMARY = (
 
 
 def write(found: Found, path: Path) -> None:
-    """The .md and .png beside a JSON file."""
+    """The .md and .png beside a JSON file; the picture of what all criteria were measured on."""
     path.with_suffix(".md").write_text(page(found), encoding="utf-8")
-    draw(found, path.with_suffix(".png"))
+    draw({**found, "rows": _complete(found["rows"])}, path.with_suffix(".png"))
 
 
 def page(found: Found) -> str:
     """The results as markdown."""
+    every, found = found, {**found, "rows": _complete(found["rows"])}
     seeds = len({row["seed"] for row in found["rows"]})
     return "\n".join(
         [
@@ -101,8 +117,18 @@ def page(found: Found) -> str:
             "count as chance), ± half the 95% interval of the paired differences. **Bold** where "
             "ours is worse outside the interval, *italic* where it is better.",
             "",
-            _pairs(found),
+            "Criteria are paired by formula: Torch-Pruning's Taylor is Σ|θ∂θ| by default, which is "
+            "our `snip_weight`, and |Σθ∂θ| with `multivariable=True`, which is our `taylor`. Its "
+            "scores are divided by their group's mean, so ours are, too.",
             "",
+            _pairs(found, PAIRS),
+            "",
+            *_again(every, PAIRS),
+            "The same names, with what ours are by definition and by default:",
+            "",
+            _pairs(found, NAMESAKES),
+            "",
+            *_again(every, NAMESAKES),
             _deviations(found),
             "",
             "![loss against MACs](ranking.png)",
@@ -172,38 +198,71 @@ def _medians(rows: Sequence[Found], scope: str, name: str, found: Found) -> list
     ]
 
 
-def _pairs(found: Found) -> str:
-    chance = math.log(found["classes"])
+def _pairs(found: Found, pairs: Sequence[Pair]) -> str:
     table, counts = [], [0, 0, 0]
-    for theirs, ours, why in PAIRS:
-        if ours not in found["rows"][0]["global"]:
-            continue
+    for theirs, ours, why in pairs:
         for model in _models(found):
             cells = []
             for place in range(len(found["levels"])):
-                differences = [
-                    min(row["global"][ours][place], chance)
-                    - min(row["global"][f"tp {theirs}"][place], chance)
-                    for row in _rows(found, model)
-                ]
-                mean, half = statistics.fmean(differences), half_interval(differences)
-                worse, better = mean - half > 0, mean + half < 0
-                counts[0 if worse else 1 if better else 2] += 1
-                mark = "**" if worse else "*" if better else ""
-                cells.append(f"{mark}{mean:+.2f} ± {half:.2f}{mark}")
+                cell, sign = _difference(_rows(found, model), ours, theirs, place, found)
+                counts[sign] += 1
+                cells.append(cell)
             table.append((ours, f"tp {theirs}", model, *cells, why))
     levels = [f"{level:.0%}" for level in found["levels"]]
-    text = tabulate(
-        table,
-        ("ours", "theirs", "network", *levels, "what differs"),
-        "github",
-        disable_numparse=True,
-    )
+    columns = ("ours", "theirs", "network", *levels, "what differs")
+    text = tabulate(table, columns, "github", disable_numparse=True)
     total = sum(counts)
     return (
-        f"{text}\n\nOf {total} cells ours is worse in {counts[0]} and better in {counts[1]}; "
-        f"by chance about {0.025 * total:.0f} of each are to be expected."
+        f"{text}\n\nOf {total} cells ours is worse in {counts[1]} and better in {counts[-1]}; "
+        f"by chance about {0.025 * total:.1f} of each are to be expected."
     )
+
+
+def _difference(
+    rows: Sequence[Found], ours: str, theirs: str, place: int, found: Found
+) -> tuple[str, int]:
+    """Mean ± half the interval, and 1 where ours is worse outside it, -1 where it is better."""
+    chance = math.log(found["classes"])
+    values = [
+        min(row["global"][ours][place], chance) - min(row["global"][f"tp {theirs}"][place], chance)
+        for row in rows
+    ]
+    mean, half = statistics.fmean(values), half_interval(values)
+    sign = int(mean - half > 0) - int(mean + half < 0)
+    mark = {-1: "*", 0: "", 1: "**"}[sign]
+    return f"{mark}{mean:+.2f} ± {half:.2f}{mark}", sign
+
+
+def _again(every: Found, pairs: Sequence[Pair]) -> list[str]:
+    """The cells in which ours is worse, on the seeds that only some criteria were measured on."""
+    first = _complete(every["rows"])
+    fresh = [row for row in every["rows"] if row not in first]
+    table = []
+    for theirs, ours, _ in pairs:
+        for model in _models(every):
+            mine = [row for row in first if row["model"] == model]
+            more = [row for row in fresh if row["model"] == model and ours in row["global"]]
+            for place, level in enumerate(every["levels"]):
+                cell, sign = _difference(mine, ours, theirs, place, every)
+                if sign > 0 and more:
+                    again, _ = _difference(more, ours, theirs, place, every)
+                    table.append((ours, f"tp {theirs}", model, f"{level:.0%}", cell, again))
+    if not table:
+        return []
+    number = len({row["seed"] for row in fresh})
+    columns = ("ours", "theirs", "network", "MACs", "above", f"{number} other seeds")
+    return [
+        f"The cells in which ours is worse, measured again on {number} other seeds:",
+        "",
+        tabulate(table, columns, "github", disable_numparse=True),
+        "",
+    ]
+
+
+def _complete(rows: Sequence[Found]) -> list[Found]:
+    """The networks that all criteria were measured on."""
+    names = {name for row in rows for name in row["global"]}
+    return [row for row in rows if row["global"].keys() == names]
 
 
 def _deviations(found: Found) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fxprune.errors import AnalysisError, NotApplicableError
-from fxprune.groups import Group
+from fxprune.groups import Group, Role
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,18 @@ class Fpgm:
     The unit nearest to the geometric median of its group goes first, however large it is. A unit's
     row is all that produces it, side by side; units of other contexts do not count. Adding the same
     row to all units changes nothing.
+
+    roles  the members that a unit's row is made of: producers, as in the paper; with "consumer" the
+           columns of what reads the unit stand beside them
     """
 
+    roles: tuple[Role, ...] = ("producer",)
+
     def __call__(self, group: Group, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Scores of the group's shape, float64. Raises NotApplicableError without producers."""
+        """Scores of the group's shape, float64. Raises NotApplicableError without such members."""
         squares: Tensor | None = None
         for member in group.members:
-            if member.role != "producer":
+            if member.role not in self.roles:
                 continue
             if member.parameter not in parameters:
                 raise AnalysisError(
@@ -36,7 +41,7 @@ class Fpgm:
             part = _square_distances(rows)
             squares = part if squares is None else squares + part.to(squares.device)
         if squares is None:
-            raise NotApplicableError("no weight produces its units")
+            raise NotApplicableError(f"it has no {' or '.join(self.roles)}")
         return squares.sqrt().sum(-1)
 
 

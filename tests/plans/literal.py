@@ -13,14 +13,14 @@ from tests.plans.fakes import indices, owner, slow_norm
 
 
 def rows_of(
-    group: Group, parameters: Mapping[str, Tensor], role: str
+    group: Group, parameters: Mapping[str, Tensor], *roles: str
 ) -> dict[tuple[int, int], list[float]]:
-    """Per (context, unit) the entries of its members of one role, in the order of the indices."""
+    """Per (context, unit) the entries of its members of these roles, by index."""
     rows: dict[tuple[int, int], list[float]] = {
         (context, unit): [] for context in range(group.contexts) for unit in range(group.size)
     }
     for member in group.members:
-        if member.role == role:
+        if member.role in roles:
             parameter = parameters[member.parameter]
             for index in indices(tuple(parameter.shape), member.dims):
                 place = owner(member, index)
@@ -29,8 +29,8 @@ def rows_of(
     return rows
 
 
-def slow_fpgm(group: Group, parameters: Mapping[str, Tensor]) -> Tensor:
-    rows = rows_of(group, parameters, "producer")
+def slow_fpgm(group: Group, parameters: Mapping[str, Tensor], *roles: str) -> Tensor:
+    rows = rows_of(group, parameters, *(roles or ("producer",)))
     scores = torch.zeros(group.contexts, group.size, dtype=torch.float64)
     for (context, unit), row in rows.items():
         scores[context, unit] = sum(

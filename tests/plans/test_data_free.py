@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -29,6 +31,14 @@ def test_fpgm(case: Case) -> None:
     assume(any(member.role == "producer" for member in case.group.members))
     scores = Fpgm()(case.group, case.parameters)
     torch.testing.assert_close(scores, slow_fpgm(case.group, case.parameters), **EXACT)
+
+
+@given(cases(max_members=4))
+def test_fpgm_with_readers(case: Case) -> None:
+    roles = ("producer", "consumer")
+    assume(any(member.role in roles for member in case.group.members))
+    expected = slow_fpgm(case.group, case.parameters, *roles)
+    torch.testing.assert_close(Fpgm(roles)(case.group, case.parameters), expected, **EXACT)
 
 
 @given(cases(), st.floats(1e-3, 1e3))
@@ -93,15 +103,18 @@ def test_fpgm_of_equal_units_is_zero() -> None:
     assert Fpgm()(group, {"w": torch.full((3, 7), 0.3)}).tolist() == [0, 0, 0]
 
 
-def test_fpgm_reads_producers_only() -> None:
+def test_fpgm_reads_producers_unless_told_of_readers() -> None:
     units = torch.arange(2)
     members = (producer("w", 0, units), consumer("v", 1, units), Member("b", 0, "bias", units))
     group = Group("g", 2, members=members)
-    parameters = {"w": torch.tensor([[0.0], [3.0]]), "v": torch.rand(4, 2), "b": torch.rand(2)}
+    columns = torch.tensor([[1.0, 3.0], [2.0, 2.0], [0.0, -2.0], [-4.0, 0.0]])  # √24 apart
+    parameters = {"w": torch.tensor([[0.0], [3.0]]), "v": columns, "b": torch.rand(2)}
     assert Fpgm()(group, parameters).tolist() == [3, 3]
+    both = math.hypot(3, math.sqrt(24))
+    assert Fpgm(("producer", "consumer"))(group, parameters).tolist() == pytest.approx([both] * 2)
 
 
 def test_fpgm_does_not_apply_to_a_group_that_nothing_produces() -> None:
     group = Group("g", 2, members=(Member("scale", 0, "norm", torch.arange(2)),))
-    with pytest.raises(NotApplicableError, match="no weight produces its units"):
+    with pytest.raises(NotApplicableError, match="it has no producer"):
         Fpgm()(group, {"scale": torch.ones(2)})
