@@ -11,6 +11,7 @@ from fxprune.allocation import (
 from fxprune.analysis import Analysis, analyze
 from fxprune.capture import trace
 from fxprune.checkpoint import ClassNeededWarning, load, save
+from fxprune.compensation import compensate, recalibrate
 from fxprune.composition import compose
 from fxprune.costs import Amounts, Cost, cost, savings
 from fxprune.coverage import Coverage
@@ -77,6 +78,7 @@ __all__ = [
     "analyze",
     "apply",
     "compare_latency",
+    "compensate",
     "compose",
     "cost",
     "dot",
@@ -89,6 +91,7 @@ __all__ = [
     "plan",
     "plot",
     "prune",
+    "recalibrate",
     "restore",
     "rewrite",
     "save",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +12,16 @@ from torch import Tensor
 from fxprune.errors import PlanError
 from fxprune.groups import Group, Member
 from fxprune.plans import PruningPlan
-from fxprune.slicing import members_by_parameter, slice_parameter
+from fxprune.plans.values import Values
+from fxprune.slicing import Slicer
 
 
 def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
     """The plan against the original of `first` that does what `second` does after it.
 
     `second` is a plan for the graph that `rewrite` made by `first`, analysed as it is or traced
-    anew. The criterion and the other records are those of `second`. Raises PlanError if it is a
+    anew. The criterion and the other records are those of `second`; new values of both stay, those
+    of `second` where both give some. Raises PlanError if it is a
     plan for something else, or if no plan of the original says the same: where `first` left single
     units that only `second` sees as alike, a group may lose its last one.
     """
@@ -37,6 +38,8 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         second.criterion,
         second.sparsity,
         second.scope,
+        aliases=first.aliases,
+        values=composer.values(),
     )
 
 
@@ -52,7 +55,7 @@ class _Match:
 class _Composer:
     def __init__(self, first: PruningPlan, second: PruningPlan) -> None:
         self.first, self.second = first, second
-        self.sliced = members_by_parameter(first)
+        self.slicer = Slicer(first)
         self.by_place: dict[tuple[str, int], list[tuple[Group, list[Member]]]] = {}
         for group in first.groups:
             for place, members in _by_place(group).items():
@@ -62,12 +65,8 @@ class _Composer:
     def origin(self, parameter: str) -> Tensor:
         """The flat original position of every entry that `first` leaves of a parameter."""
         if parameter not in self._origins:
-            shape = self.first.shapes.get(parameter)
-            if shape is None:
-                raise PlanError(f"The first plan's graph has no parameter {parameter!r}.")
-            flat = torch.arange(math.prod(shape)).reshape(shape)
-            left = slice_parameter(flat, self.sliced.get(parameter, ()), self.first)
-            expected = self.second.shapes.get(parameter)
+            left = self.slicer.kept_entries(parameter)
+            expected = self.second.shape_of(parameter)
             if tuple(left.shape) != expected:
                 raise PlanError(
                     f"The first plan leaves {parameter!r} with shape {tuple(left.shape)}, and the "
@@ -75,6 +74,16 @@ class _Composer:
                 )
             self._origins[parameter] = left
         return self._origins[parameter]
+
+    def values(self) -> Values:
+        """The new values of both plans, in the original's shapes."""
+        found = dict(self.first.values)
+        for name, value in self.second.values.items():
+            shape = self.first.shape_of(name)
+            full = found.get(name, torch.zeros(shape, dtype=value.dtype)).clone()
+            full.view(-1)[self.origin(name).reshape(-1)] = value.reshape(-1)
+            found[name] = full
+        return Values(found)
 
     def rows(self, group: Group, mask: Tensor) -> Any:
         """The kept indices of an original group. Those of contexts that are gone mean nothing."""

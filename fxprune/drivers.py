@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule
 
+from fxprune import compensation
 from fxprune.allocation import Budget, Limits, plan
 from fxprune.analysis import Analysis, analyze
 from fxprune.capture import trace
 from fxprune.criteria import Criterion
 from fxprune.groups import Group
 from fxprune.plans import PruningPlan
-from fxprune.reconstruction import check_method, compensated
 from fxprune.reports import PruneReport, build_report
 from fxprune.rewriter import rewrite
 from fxprune.rules.base import Rule
@@ -62,7 +62,7 @@ def prune(
     limits: Limits | Mapping[str, Limits] | None = None,
     normalise: str = "none",
     latency_file: str | os.PathLike[str] | None = None,
-    compensate: str | None = None,
+    compensate: str | Sequence[str] | None = None,
     rules: Mapping[str, Rule] | None = None,
 ) -> PruneResult:
     """Trace, analyse, plan and rewrite: a smaller module that computes what the masked model does.
@@ -73,14 +73,15 @@ def prune(
     latency_file                        where `measure_latencies` keeps times; they are measured if
                                         the budget limits latency, and the report compares
     compensate                          None, or how what stays makes up for what goes, by the same
-                                        data: "least_squares", "bias" or "obs"; as for `compensated`
+                                        data: "least_squares", "bias", "obs", "batch_norm", or
+                                        several; see `compensate`
     all others                          as for `plan`
 
     The model is not modified. Raises TraceError, AnalysisError, PlanError or RewriteError, and
     warns with NothingPrunedWarning if the sparsity is too small to remove anything.
     """
     if compensate is not None:
-        check_method(compensate, data)
+        compensation.check_methods(compensate, data)
     analysis = analyze(trace(model, example_inputs, dynamic), strict, rules)
     return prune_analysed(
         analysis,
@@ -106,7 +107,7 @@ def prune_analysed(
     analysis: Analysis,
     example_inputs: Any,
     latency_file: str | os.PathLike[str] | None = None,
-    compensate: str | None = None,
+    compensate: str | Sequence[str] | None = None,
     data: Iterable[Any] | Statistics | None = None,
     **planning: Any,
 ) -> PruneResult:
@@ -124,7 +125,7 @@ def prune_analysed(
     chosen = plan(analysis, **planning, data=data, latencies=latencies)
     if compensate is not None:
         loss, labels = planning.get("loss"), planning.get("labels")
-        chosen = compensated(chosen, analysis, compensate, data, loss, labels)
+        chosen = compensation.compensate(chosen, analysis, compensate, data, loss, labels)
     module = rewrite(analysis.traced, chosen)
     report = build_report(analysis, chosen, module)
     if latencies is not None:

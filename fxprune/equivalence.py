@@ -40,6 +40,7 @@ from fxprune.inputs import bind_inputs
 from fxprune.interpretation import Interpretation, NodeValues
 from fxprune.meta import unpacked
 from fxprune.plans import FactorizationPlan, PruningPlan
+from fxprune.plans.values import assign
 from fxprune.propagate import TensorAxes, propagate
 from fxprune.rules.base import Layout
 from fxprune.selection import Selection
@@ -240,10 +241,10 @@ class _Masked(_Reference):
         self.selection = Selection(_at_sizes(original, analysis, values), plan)
 
     def _apply_masks(self) -> None:
+        for name, value in self.plan.values.items():
+            assign(self.original, name, value)
         named = dict([*self.original.named_parameters(), *self.original.named_buffers()])
         with torch.no_grad():
-            for name, value in self.plan.values.items():
-                named[name].copy_(value)
             for name, mask in self.plan.masks().items():
                 named[name].mul_(mask.to(named[name].device))
 

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from fxprune.errors import PlanError
 from fxprune.plans import PruningPlan
 from fxprune.plans.base import short
+from fxprune.plans.values import weight_beside
 from fxprune.slicing import Slicer, members_by_parameter
 
 State = Mapping[str, Tensor]
@@ -24,7 +25,7 @@ def apply(plan: PruningPlan, state_dict: State) -> dict[str, Tensor]:
     """What the plan leaves of a checkpoint of the original: values for the pruned module.
 
     Where the plan gives new values to parameters (compensation), those stand in place of the
-    checkpoint's.
+    checkpoint's; a bias that it adds comes with the layer's weight.
 
     state_dict  tensors of the original by name, all of them or some, such as one shard of many
 
@@ -40,14 +41,20 @@ def apply(plan: PruningPlan, state_dict: State) -> dict[str, Tensor]:
             f"state's names; it has {short(next(iter(plan.shapes), None))}, for one. Pass the "
             "state of the model that the plan was made for, under that model's names."
         )
-    return {name: cut(name, cut.edited(name, value)) for name, value in found.items()}
+    left = {name: cut(name, cut.edited(name, value)) for name, value in found.items()}
+    for name, bias in Slicer(plan).added_biases().items():
+        weight = found.get(weight_beside(name) or "")
+        if weight is not None:
+            left[name] = bias.to(weight)
+    return left
 
 
 def restore(plan: PruningPlan, pruned_state: State, original_state: State) -> dict[str, Tensor]:
     """The original's state with the pruned module's values in the places that they came from.
 
     What was removed keeps its value in `original_state`, which is not modified; so does what the
-    pruned state does not have. Raises PlanError if a shape does not fit the plan.
+    pruned state does not have. Biases that the plan adds are left out. Raises
+    PlanError if a shape does not fit the plan.
     """
     cut, masks = _Cut(plan), plan.masks()
     state: dict[str, Tensor] = {}

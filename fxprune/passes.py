@@ -24,7 +24,9 @@ from fxprune.equivalence import EquivalenceReport, verify
 from fxprune.errors import AnalysisError, PlanError, RewriteError, VerifyError
 from fxprune.factorization import factored, plan_factorization
 from fxprune.plans import FactorizationPlan, PruningPlan
+from fxprune.plans.values import assign
 from fxprune.rewriter import rewrite
+from fxprune.slicing import Slicer
 
 __all__ = ["Apply", "Capture", "Compensate", "Factorize", "Prune", "Recalibrate", "Verify"]
 
@@ -147,18 +149,32 @@ class Factorize(_Pass):
         return PassResult(factored(graph_module, self.plan), True)
 
 
-class Compensate(_Pass):
-    """Let biases take over what the units that another pass removed contribute on average."""
+class Compensate(_Removal):
+    """Let what stays take over what the units that another pass removed contributed.
 
-    def __init__(self, removal: _Removal, data: Iterable[Any]) -> None:
-        self._removal, self._data = removal, data
+    removal  the pass that removed units, `Prune` or `Apply`
+    data, methods   as for `fxprune.compensate`
+
+    Afterwards `.plan` has the new values, and `Verify` takes this pass for the removal. Raises
+    PlanError if a pass in between has taken away a parameter that gets new values.
+    """
+
+    def __init__(
+        self, removal: _Removal, data: Iterable[Any], methods: str | Iterable[str] = "bias"
+    ) -> None:
+        self._removal, self._data, self._methods = removal, data, methods
 
     def call(self, graph_module: GraphModule) -> PassResult:
-        """A copy with new biases."""
-        analysis, plan = self._removal.done("Compensate")
+        """A copy with new values."""
+        self.analysis, plan = self._removal.done("Compensate")
+        self.plan = compensation.compensate(plan, self.analysis, self._methods, self._data)
         module = _copied(graph_module)
-        compensation.compensate(analysis, plan, module, self._data)
-        return PassResult(module, True)
+        named = dict([*module.named_parameters(), *module.named_buffers()])
+        for name, value in Slicer(self.plan).values().items():
+            if name not in self.plan.added and name not in named:
+                raise PlanError(f"The graph has no {name!r} any more: put Compensate before.")
+            assign(module, name, value)
+        return PassResult(module, bool(self.plan.values))
 
 
 class Recalibrate(_Pass):

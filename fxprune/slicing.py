@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor
 from fxprune.errors import PlanError
 from fxprune.groups import Group, Member
 from fxprune.plans import PruningPlan
+from fxprune.plans.values import weight_beside
 
 _BLOCK = 1 << 17  # entries
 
@@ -18,7 +22,7 @@ Membership: TypeAlias = tuple[Group, Member]
 
 
 def members_by_parameter(plan: PruningPlan) -> Mapping[str, list[Membership]]:
-    """The memberships of every parameter that the plan changes."""
+    """The memberships of every parameter that the plan cuts."""
     found: dict[str, list[Membership]] = {}
     for name in plan.kept_units:
         group = plan.group(name)
@@ -62,6 +66,37 @@ class Slicer:
             result = _gather_along(result, dim, cross)
         result = result.contiguous(memory_format=_memory_format(tensor))
         return result.clone() if result is tensor else result
+
+    def values(self) -> dict[str, Tensor]:
+        """What the plan leaves of its new values."""
+        return {n: self(value, self._memberships(n)) for n, value in self._plan.values.items()}
+
+    def added_biases(self) -> dict[str, Tensor]:
+        """What the plan leaves of the biases that it gives to layers without."""
+        return {n: self(self._plan.values[n], self._memberships(n)) for n in self._plan.added}
+
+    def kept_entries(self, name: str) -> Tensor:
+        """Where in the original's parameter or buffer the entries that stay are: flat, int64.
+
+        Of a bias that the original's layer lacks: where it would be. PlanError for other names.
+        """
+        shape = self._plan.shape_of(name)
+        index = torch.arange(math.prod(shape)).reshape(shape)
+        return self(index, self._memberships(name))
+
+    def _memberships(self, name: str) -> Sequence[Membership]:
+        """Those of a parameter; of a bias that its layer lacks, those of the weight's rows."""
+        aliases = self._plan.aliases
+        own = aliases.get(name, name)
+        if own in self._plan.shapes:
+            return self._members.get(own, ())
+        weight = weight_beside(name) or ""
+        rows = self._members.get(aliases.get(weight, weight), ())
+        return [(g, replace(m, parameter=name)) for g, m in rows if m.dims == (0,)]
+
+    @cached_property
+    def _members(self) -> Mapping[str, Sequence[Membership]]:
+        return members_by_parameter(self._plan)
 
     def _mask(self, group: Group) -> Tensor:
         if group.name not in self._kept:

@@ -26,8 +26,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"costs", "statistics"}),
     frozenset({"criteria", "allocation", "ranking", "schedules"}) | {"penalties"},
     frozenset({"rewriter", "interpretation", "equivalence"})
-    | {"timing", "lockstep", "reconstruction"}
-    | {"compensation", "factorization", "refitting", "masking", "migration"},
+    | {"timing"}
+    | {"compensation", "factorization", "masking", "migration"},
     frozenset({"drivers", "checkpoint", "interop", "reports"})
     | {"collapse", "factoring", "lottery", "regrowth", "rounds"},
     frozenset({"cli", "passes", "pictures", "__init__", "__main__"}),

@@ -134,11 +134,15 @@ def test_repairs_and_factors_are_passes_too(graph: fx.GraphModule) -> None:
     pruned = prune(captured).graph_module
     before = copy.deepcopy(pruned.state_dict())
     x = images(4)
-    for repair in (Compensate(prune, data), Recalibrate(data)):
+    compensate = Compensate(prune, data)
+    for repair in (compensate, Recalibrate(data)):
         repaired = repair(pruned)
         assert repaired.modified
         assert max_error(repaired.graph_module(x), pruned(x)) > 1e-3
     assert all(torch.equal(value, before[name]) for name, value in pruned.state_dict().items())
+    Verify(compensate, x)(compensate(pruned).graph_module)
+    with pytest.raises(fxprune.VerifyError):
+        Verify(compensate, x)(pruned)
     factorize = Factorize("svd", energy=0.7)
     small = factorize(pruned)
     assert isinstance(small.graph_module, nn.Module)

@@ -21,7 +21,7 @@ class BnScale:
 
     Scores mean something after training with a penalty on γ (see `fxprune.penalties`); without
     one, γ says little. A removed channel took a constant with it, which depends on its β:
-    `fxprune.compensation` folds such constants into the next bias.
+    `compensate="bias"` puts such constants into the next bias.
     """
 
     def bind(self, analysis: Analysis) -> Scorer:

@@ -23,7 +23,7 @@ class ThiNet:
     Σ_k K[k, k], so that scores of different groups can be compared; units that go later never
     score less. Contexts are ranked one by one.
 
-    What the units that stay can make up for is not looked at: `fxprune.refitting.refit` does.
+    What the units that stay can make up for is not looked at: `compensate="least_squares"` does.
     """
 
     requires: ClassVar[Set[str]] = frozenset({"contributions"})

@@ -24,7 +24,7 @@ from fxprune.plans.base import (
     width,
 )
 from fxprune.plans.text import FORMAT, VERSION, longest, parsed
-from fxprune.plans.values import Values, values_of
+from fxprune.plans.values import Values, values_of, weight_beside
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,7 +36,8 @@ class PruningPlan:
                  contexts one row per context, all equally long. Groups that lose none are left out.
     shapes       the original shape of every parameter and buffer
     aliases      further names of tied parameters and buffers, each with the name in `shapes`
-    values       new values that parameters and buffers get before they lose entries: value edits
+    values       new values that parameters and buffers get before they lose entries: value edits;
+                 also biases that layers of the original lack
     fingerprint  of the analysed graph; a plan fits no other
     criterion, sparsity, scope, budget    what made the plan, for the record
     notes        what the reader should know of how it was made, such as limits that bind
@@ -81,7 +82,8 @@ class PruningPlan:
             )
         rows = {name: check_kept(self._at(name), row) for name, row in self.kept_units.items()}
         losing = {name: row for name, row in rows.items() if width(row) < self._at(name).size}
-        self.values.check(self.shapes)
+        for name, value in self.values.items():
+            self._check_value(name, value)
         # The fields are canonical from here on, so that equal plans compare equal.
         object.__setattr__(self, "kept_units", FrozenMap(losing))
         object.__setattr__(self, "shapes", FrozenMap({k: tuple(v) for k, v in self.shapes.items()}))
@@ -130,6 +132,25 @@ class PruningPlan:
     def group(self, name: str) -> Group:
         """The group of this name; raises PlanError if the plan's graph has none."""
         return self._at(name)
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """The biases among the new values that the original does not have."""
+        return tuple(name for name in self.values if name not in self.shapes)
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The original's shape of a parameter or buffer, or of a bias that its layer lacks.
+
+        Raises PlanError if the graph has no such parameter, nor a layer for such a bias.
+        """
+        own = self.aliases.get(name, name)
+        if own in self.shapes:
+            return self.shapes[own]
+        weight = weight_beside(name) or ""
+        weight = self.aliases.get(weight, weight)
+        if weight not in self.shapes:
+            raise PlanError(f"The graph has no parameter {short(name)}.")
+        return self.shapes[weight][:1]
 
     def kept(self, group: Group | str) -> Tensor:
         """The kept indices of a group, all of them if it loses none.
@@ -261,6 +282,14 @@ class PruningPlan:
                 "it belongs to another graph."
             )
         return found
+
+    def _check_value(self, name: str, value: Tensor) -> None:
+        shape = self.shape_of(name)
+        if shape != tuple(value.shape):
+            raise PlanError(
+                f"The plan gives {short(name)} values of shape {tuple(value.shape)}; the graph has "
+                f"{shape}."
+            )
 
     def _shape(self, parameter: str, group: Group) -> tuple[int, ...]:
         if parameter not in self.shapes:

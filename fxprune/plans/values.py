@@ -1,8 +1,8 @@
 """A plan's second kind of edit: new values for parameters, in the shapes of the original.
 
-They stand before the index edits: a parameter first gets its new values, then loses entries. In a
-plan's JSON text stand their names, shapes, types and digests; the tensors are kept beside it, as
-safetensors.
+They stand before the index edits: a parameter first gets its new values, then loses entries. A
+layer without bias may get one: values for a name that the original does not have. In a plan's JSON
+text stand their names, shapes, types and digests; the tensors are kept beside it, as safetensors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxprune.errors import PlanError
 from fxprune.plans.base import short
@@ -62,14 +62,27 @@ class Values(Mapping[str, Tensor]):
             for name, tensor in self._tensors.items()
         }
 
-    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise PlanError unless these are values for parameters of the original."""
-        for name, tensor in self._tensors.items():
-            if shapes.get(name) != tuple(tensor.shape):
-                raise PlanError(
-                    f"The plan gives {short(name)} values of shape {tuple(tensor.shape)}; the "
-                    f"graph has {shapes.get(name, 'no such parameter')}."
-                )
+
+def assign(module: nn.Module, name: str, value: Tensor) -> None:
+    """Give a module's parameter or buffer a new value; a layer without this bias gets it."""
+    path, _, last = name.rpartition(".")
+    layer = module.get_submodule(path)
+    old = getattr(layer, last, None)
+    if isinstance(old, Tensor):
+        with torch.no_grad():
+            old.copy_(value)
+        return
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    layer.register_parameter(last, nn.Parameter(value.to(weight, copy=True), weight.requires_grad))
+
+
+def weight_beside(bias: str) -> str | None:
+    """The name of the weight in the layer of that bias; None if it is no bias's name."""
+    path, _, last = bias.rpartition(".")
+    if last != "bias":
+        return None
+    return f"{path}.weight" if path else "weight"
 
 
 def values_of(data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None) -> Values:

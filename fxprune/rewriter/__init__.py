@@ -20,12 +20,14 @@ from fxprune.analysis import Analysis, analysis_of
 from fxprune.errors import RewriteError
 from fxprune.meta import plain_attributes, shapes_on_meta
 from fxprune.plans import PruningPlan
+from fxprune.plans.values import assign
 from fxprune.propagate import Record, TensorAxes
 from fxprune.rewriter.modules import FIXES, ModuleCopier
 from fxprune.rewriter.rows import find_row
 from fxprune.rewriter.site import Site
 from fxprune.rules.base import Layout
 from fxprune.selection import Selection
+from fxprune.slicing import Slicer
 from fxprune.walks import named_modules
 
 
@@ -50,6 +52,7 @@ class _Rewriter:
         self.selection = Selection(analysis, plan)
         self.traced = analysis.traced
         self.copier = ModuleCopier(self.traced, plan, share)
+        self.added = Slicer(plan).added_biases()
         self.root = nn.Module()
         self.graph = fx.Graph()
         self.nodes: dict[fx.Node, fx.Node] = {}
@@ -60,6 +63,8 @@ class _Rewriter:
         for record in self.analysis.propagation.records:
             self.records.setdefault(record.site, []).append(record)
         self._copy_root()
+        for name in self.added:
+            assign(self.root, name, self.added[name])
         for node in self.traced.graph.nodes:
             self._copy_node(node)
         self.graph.set_codegen(self.traced.graph._codegen)

@@ -11,18 +11,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import PlanError, PruningPlan
+from fxprune import PlanError, PruningPlan, compensate
 from fxprune.checkpoint import load_plan
-from fxprune.compensation import compensate
+from fxprune.compensation import METHODS
+from fxprune.compensation.obs import obs_update
+from fxprune.compensation.refitting import bias, least_squares
 from fxprune.criteria.quadratic import damped
-from fxprune.reconstruction import COMPENSATORS, bias, compensated, least_squares, obs_update
 from tests.criteria.test_second_order import Dense
 from tests.criteria.test_sides import Attention, Grouped, Inverted, PreActivation, Residual
 from tests.statistics.layers import CASES, Case, patches, statistics_of
 from tests.statistics.networks import randomized
 
-METHODS = tuple(COMPENSATORS)
-each_method = pytest.mark.parametrize("method", METHODS)
+each_method = pytest.mark.parametrize("method", [name for name in METHODS if name != "batch_norm"])
 READERS = tuple(case for case in CASES if case.name not in ("grouped", "depthwise"))
 
 
@@ -117,15 +117,16 @@ def test_the_obs_update_is_that_of_the_dense_matrix(case: Case, rows: bool) -> N
 
 @pytest.mark.parametrize("case", CASES[:3:2], ids=["linear", "tokens"])
 def test_biases_are_the_correction_of_flap(case: Case) -> None:
-    """One layer: b += W_P E[h_P], as `compensate` adds to the pruned module."""
+    """One layer: b += W_P E[h_P]."""
     net, x = two(case)
     statistics = statistics_of(net, [x], x)
     analysis = statistics.analysis
     base = PruningPlan.build(analysis, {"first.weight:0": [0, 2]})
-    pruned = fxprune.rewrite(analysis.traced, base)
-    compensate(analysis, base, pruned, [x])
+    hidden = torch.tanh(net.first(x)).flatten(0, -2)
+    gone = [unit for unit in range(hidden.shape[-1]) if unit not in (0, 2)]
+    lost = net.layer.weight[:, gone] @ hidden.mean(0)[gone]
     plan = bias(base, statistics)
-    close(plan.values["layer.bias"], pruned.layer.bias.detach())
+    close(plan.values["layer.bias"], (net.layer.bias + lost).detach())
     assert set(plan.values) == {"layer.bias"}
 
 
@@ -145,7 +146,7 @@ def test_constant_units_are_removed_exactly(method: str, has_bias: bool) -> None
     plan = PruningPlan.build(analysis, kept)
     pruned = fxprune.rewrite(analysis.traced, plan)
     assert float((pruned(x) - net(x)).detach().abs().max()) > 1e-3
-    fixed = compensated(plan, analysis, method, [x])
+    fixed = compensate(plan, analysis, method, [x])
     exact = fxprune.rewrite(analysis.traced, fixed)
     torch.testing.assert_close(exact(x), net(x), rtol=1e-8, atol=1e-8)
     assert ("3.running_mean" in fixed.values) == (not has_bias)
@@ -203,7 +204,7 @@ def test_errors_on_the_data_fall(make: type[nn.Module], shape: tuple[int, ...]) 
     errors = {
         method: (fxprune.rewrite(analysis.traced, one)(x) - net(x)).detach()
         for method in (None, "bias", "least_squares")
-        for one in [plan if method is None else compensated(plan, analysis, method, [x])]
+        for one in [plan if method is None else compensate(plan, analysis, method, [x])]
     }
     assert float(errors[None].mean(0).abs().max()) > 1e-3
     close(errors["bias"].mean(0), torch.zeros(3).double())
@@ -235,6 +236,73 @@ def test_a_saved_directory_holds_the_values(tmp_path: Path) -> None:
     assert not (tmp_path / "plan.safetensors").exists()
 
 
+class Unbiased(nn.Module):
+    """Layers without bias, as in most language models: one reads what another one makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(3, 8, bias=False)
+        self.down = nn.Linear(8, 6, bias=False)
+        self.head = nn.Linear(6, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.down(torch.tanh(self.up(x) + 1))))
+
+
+def test_layers_without_bias_get_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Unbiased().double().eval(), torch.randn(40, 3).double()
+    result = fxprune.prune(net, x, 0.5, data=[x], compensate="bias")
+    plan, traced = result.plan, result.analysis.traced
+    assert plan.added == ("down.bias", "head.bias")
+    assert plan.values["down.bias"].shape == (6,)
+    assert result.module.down.bias.shape == (3,)
+    close((result.module(x) - net(x)).mean(0), torch.zeros(3).double())
+    assert net.down.bias is None
+    assert traced.down.bias is None
+    report = fxprune.verify(traced, plan, result.module, x[:7])
+    assert report.ok, report
+    state = fxprune.apply(plan, net.state_dict())
+    assert state.keys() == result.module.state_dict().keys()
+    assert all(torch.equal(state[n], v) for n, v in result.module.state_dict().items())
+    assert fxprune.apply(plan, {"down.weight": net.down.weight}).keys() == {
+        "down.weight",
+        "down.bias",
+    }
+    assert fxprune.restore(plan, state, net.state_dict()).keys() == net.state_dict().keys()
+    fxprune.save(result, tmp_path)
+    assert torch.equal(fxprune.load(tmp_path)(x), result.module(x))
+    assert torch.equal(fxprune.load(tmp_path, lambda: Unbiased().double())(x), result.module(x))
+
+
+def test_several_methods_are_one_call() -> None:
+    """Both are edits of the plan; the statistics are those of the compensated network."""
+    torch.manual_seed(0)
+    net, x = randomized(Residual()), torch.randn(32, 2, 3, 3).double()
+    methods = ["least_squares", "batch_norm"]
+    result = fxprune.prune(net, x, 0.5, data=[x], compensate=methods)
+    by_hand = fxprune.prune(net, x, 0.5, data=[x], compensate="least_squares").module
+    fxprune.recalibrate(by_hand, [x])
+    close(result.module(x), by_hand(x))
+    assert "recalibrated" in result.plan.notes[-1]
+    report = fxprune.verify(result.analysis.traced, result.plan, result.module, x)
+    assert report.ok, report
+
+
+@pytest.mark.parametrize("make", [Residual, Unbiased])
+def test_values_survive_another_round(make: type[nn.Module]) -> None:
+    """Of two compensated rounds as one plan, the second one's values are those that count."""
+    torch.manual_seed(0)
+    net = randomized(make()) if make is Residual else make().double().eval()
+    x = torch.randn(32, 3).double() if make is Unbiased else torch.randn(32, 2, 3, 3).double()
+    first = fxprune.prune(net, x, 0.25, data=[x], compensate="bias")
+    for methods in (None, "bias", "least_squares"):
+        second = fxprune.prune(first.module, x, 0.4, data=[x], compensate=methods)
+        both = fxprune.compose(first.plan, second.plan)
+        assert set(both.values) == set(first.plan.values) | set(second.plan.values)
+        assert torch.equal(fxprune.rewrite(first.analysis.traced, both)(x), second.module(x))
+
+
 def test_what_makes_no_sense_says_so() -> None:
     net, x = two(CASES[0])
     analysis = fxprune.analyze(fxprune.trace(net, x))
@@ -243,8 +311,13 @@ def test_what_makes_no_sense_says_so() -> None:
         fxprune.prune(net, x, 0.5, data=[x], compensate="magic")
     with pytest.raises(PlanError, match="needs data="):
         fxprune.prune(net, x, 0.5, compensate="bias")
-    fixed = compensated(plan, analysis, "bias", [x])
+    fixed = compensate(plan, analysis, "bias", [x])
     with pytest.raises(PlanError, match="compensate it once"):
-        compensated(fixed, analysis, "bias", [x])
+        compensate(fixed, analysis, "bias", [x])
     with pytest.raises(PlanError, match="values of shape"):
         plan.with_values({"layer.weight": torch.zeros(1)}, "")
+    for name in ("nowhere.bias", "layer.offset"):
+        with pytest.raises(PlanError, match=f"no parameter '{name}'"):
+            plan.with_values({name: torch.zeros(1)}, "")
+    with pytest.raises(PlanError, match="comes before"):
+        compensate(plan, analysis, ["bias", "obs"], [x])
