@@ -80,10 +80,11 @@ class Obs:
 
 
 @dataclass(frozen=True)
-class KronObd:
-    """½ Σ_ij S_ij w_iᵀ A w_j over the rows of each unit: what the loss loses with them.
+class _Kron:
+    """What the loss loses with a group's rows or columns, by the Kronecker factors of their layers.
 
-    On the consumer side the same with its columns. `damping` is a share, see `Damping`.
+    side     which of them; the other one where that will not do, see `find_side`
+    damping  a share, see `Damping`
     """
 
     side: SideName = "producer"
@@ -92,12 +93,27 @@ class KronObd:
     requires: ClassVar[Set[str]] = _KRONECKER
 
     def score(self, group: Group, statistics: Statistics) -> Tensor:
-        """Scores of the group's shape."""
-        return _by_forms(group, statistics, self.side, self.damping, obd_costs)
+        """Scores of the group's shape, float64; NotApplicableError if neither side will do."""
+        side = find_side(group, statistics.analysis, statistics.layers, self.side)
+        forms = tuple(forms_of(side, statistics, self.damping))
+        return self._costs(forms, group.slots).reshape(group.shape) / side.share
+
+    def _costs(self, forms: Sequence[Quadratic], count: int) -> Tensor:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class KronObs:
+class KronObd(_Kron):
+    """½ Σ_ij S_ij w_iᵀ A w_j over the rows of each unit: what the loss loses with them.
+
+    On the consumer side the same with its columns. `damping` is a share, see `Damping`.
+    """
+
+    _costs = staticmethod(obd_costs)
+
+
+@dataclass(frozen=True)
+class KronObs(_Kron):
     """½ tr([(S⁻¹)_PP]⁻¹ W_P A W_Pᵀ) over the rows P of each unit: what the loss loses with them
     once all other rows of the layer have made up for them.
 
@@ -105,46 +121,27 @@ class KronObs:
     `Damping`.
     """
 
-    side: SideName = "producer"
     damping: float = 1e-3
-    labels: ClassVar[Labels] = "model"
-    requires: ClassVar[Set[str]] = _KRONECKER
-
-    def score(self, group: Group, statistics: Statistics) -> Tensor:
-        """Scores of the group's shape."""
-        return _by_forms(group, statistics, self.side, self.damping, obs_costs)
+    _costs = staticmethod(obs_costs)
 
 
 @dataclass(frozen=True)
-class KronObdSets:
+class KronObdSets(_Kron):
     """Kron-OBD of sets: units go one by one, each time the one that adds least to the loss.
 
     A unit's score is what it adds when it goes (at least that of those before it), so that the
     lowest scores are the set that was chosen. Everything is in closed form: no new pass.
     """
 
-    side: SideName = "producer"
-    damping: float = 0.0
-    labels: ClassVar[Labels] = "model"
-    requires: ClassVar[Set[str]] = _KRONECKER
-
-    def score(self, group: Group, statistics: Statistics) -> Tensor:
-        """Scores of the group's shape."""
-        return _by_forms(group, statistics, self.side, self.damping, greedy_obd_costs)
+    _costs = staticmethod(greedy_obd_costs)
 
 
 @dataclass(frozen=True)
-class KronObsSets:
+class KronObsSets(_Kron):
     """Kron-OBS of sets: like `KronObdSets`, each time after the rest has made up for the unit."""
 
-    side: SideName = "producer"
     damping: float = 1e-3
-    labels: ClassVar[Labels] = "model"
-    requires: ClassVar[Set[str]] = _KRONECKER
-
-    def score(self, group: Group, statistics: Statistics) -> Tensor:
-        """Scores of the group's shape."""
-        return _by_forms(group, statistics, self.side, self.damping, greedy_obs_costs)
+    _costs = staticmethod(greedy_obs_costs)
 
 
 def forms_of(side: Side, statistics: Statistics, damping: float) -> Iterator[Quadratic]:
@@ -203,15 +200,3 @@ def _by_entries(group: Group, side: Side, entries: Callable[[Slice], Tensor]) ->
         sums = table.sum(2 if piece.rows else 1)[:, : piece.slots.shape[1]]
         parts.append(by_slot(sums.reshape(-1), piece.slots.reshape(-1), group.slots))
     return torch.stack(parts).sum(0).reshape(group.shape) / side.share
-
-
-def _by_forms(
-    group: Group,
-    statistics: Statistics,
-    prefer: SideName,
-    damping: float,
-    costs: Callable[[Sequence[Quadratic], int], Tensor],
-) -> Tensor:
-    side = find_side(group, statistics.analysis, statistics.layers, prefer)
-    forms = tuple(forms_of(side, statistics, damping))
-    return costs(forms, group.slots).reshape(group.shape) / side.share
