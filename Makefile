@@ -65,6 +65,8 @@ criteria: $(VENV)/.peers
 	$(BIN)/python -m benchmarks.ranking
 	$(BIN)/python -m benchmarks.collapse
 	$(BIN)/python -m benchmarks.statistics
+	$(BIN)/python -m benchmarks.second_order
+	$(BIN)/python -m benchmarks.kfac
 
 bench: $(VENV)/.peers
 	$(BIN)/python -m benchmarks.speed
