@@ -48,7 +48,6 @@ from benchmarks.ranking_peer import peer_scores
 from fxprune.factorization import DAMPING, factor_layers, factored, plan_factorization
 from fxprune.factorization.bases import core
 from fxprune.factorization.eigendamage import eigenbases
-from fxprune.reconstruction import compensated
 from fxprune.statistics import Statistics
 
 LEVELS = (0.8, 0.6, 0.4, 0.25)
@@ -187,7 +186,7 @@ class Bench:
             budget=budget,
         )
         if way.repair:
-            plan = compensated(plan, analysis, way.repair, statistics)
+            plan = fxprune.compensate(plan, analysis, way.repair, statistics)
         return fxprune.rewrite(analysis.traced, plan)
 
     def at_once(self, way: Channels) -> Iterator[tuple[float, fx.GraphModule]]:
