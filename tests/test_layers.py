@@ -18,7 +18,7 @@ PACKAGE = "fxprune"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"axes", "algebra"}),
-    frozenset({"capture", "modules", "stand_ins", "meta", "meta_kernels", "walks"}),
+    frozenset({"capture", "modules", "stand_ins", "meta", "meta_kernels", "walks", "assembly"}),
     frozenset({"rules"}),
     frozenset({"propagate", "lookups", "maskable", "contexts", "roles", "groups", "grouping"})
     | {"analysis", "coverage", "dynamic_sizes", "explanations", "plans", "selection", "slicing"}

@@ -55,10 +55,10 @@ class _Search:
             return merge_captures((self.base,), {})
         captures = [self.base]
         trials = {s: s.careful if careful else s.wide for s in chosen}
-        for trial in (0, 1):
+        for trial in (1, 0):  # the larger sizes first: they are the ones that a model may not take
             sizes = {place: trials[s][trial] for s in chosen for place in s.places}
             try:
-                captures.append(self.run(sizes))
+                captures.insert(1, self.run(sizes))
                 check_structure(captures)
             except Mismatch as error:
                 return str(error)

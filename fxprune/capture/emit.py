@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.assembly import assemble
 from fxprune.capture import guards, leaves
 from fxprune.capture.canonicalize import canonicalize
 from fxprune.capture.chains import Shape
@@ -286,7 +287,7 @@ def build(emitter: Emitter, model: nn.Module) -> fx.GraphModule:
             f"the model has two attributes for one name in the graph, among {sorted(root)}: those "
             "named like an attribute of GraphModule get an underscore. Rename one of the two."
         )
-    gm = fx.GraphModule(_root(named), graph, type(model).__name__)
+    gm = assemble(_root(named), graph, type(model).__name__)
     for name, value in root.items():
         path, _, last = free_name(name).rpartition(".")
         if isinstance(value, Tensor) and not _persistent(model, name):

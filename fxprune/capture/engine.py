@@ -15,7 +15,7 @@ from fxprune.capture import guards
 from fxprune.capture.emit import Emitter, build, free_name
 from fxprune.capture.inputs import Inputs, Sizes, bind
 from fxprune.capture.lines import is_users
-from fxprune.capture.metacopy import Template, set_mode, template
+from fxprune.capture.metacopy import Template, template
 from fxprune.capture.modes import depends_on_mode, follow_modes
 from fxprune.capture.outputs import referenced
 from fxprune.capture.precision import follow_precision
@@ -34,8 +34,7 @@ def run(
 
     `compiling` is what the model hears when it asks `torch.compiler.is_compiling()`.
     """
-    model = source.copy()
-    set_mode(model, training)
+    model = source.copy(training)
     recorder = Recorder(source.names, source.tensors, dict(named_modules(model)), source.device)
     values = inputs.meta(sizes)
     for name in inputs.names:

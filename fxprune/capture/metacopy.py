@@ -52,11 +52,16 @@ def _converted(twin: Tensor, dtype: torch.dtype) -> Tensor:
 def set_mode(module: nn.Module, training: bool) -> None:
     """`module.train(training)`; much faster where no class overrides `train`."""
     modules = [child for _, child in named_modules(module)]
-    if any(type(child).train is not nn.Module.train for child in modules):
+    if _override_train(modules):
         module.train(training)
         return
     for child in modules:
         child.__dict__["training"] = training
+
+
+def _override_train(modules: Iterable[nn.Module]) -> bool:
+    classes: set[Any] = set(map(type, modules))
+    return any(cls.train is not nn.Module.train for cls in classes)
 
 
 def _nested(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -160,6 +165,12 @@ def _customises_copies(cls: Any) -> bool:
     return own_state and not cls.__setstate__.__module__.startswith("torch.nn.")
 
 
+def _is_plain_layer(module: nn.Module) -> bool:
+    torchs = type(module).__module__.startswith("torch.nn.modules.")
+    hooked = module._forward_pre_hooks or module._forward_hooks
+    return torchs and not hooked and not module._modules
+
+
 @dataclass(frozen=True)
 class Template:
     """A model ready to be copied: its modules by path, its tensors by name, their meta twins."""
@@ -171,9 +182,12 @@ class Template:
     twins: dict[int, Tensor]
     device: torch.device
 
-    def copy(self) -> nn.Module:
-        """A fresh copy of the model with the meta twins in place of its tensors."""
-        memo: dict[int, Any] = dict(self.twins)
+    def copy(self, training: bool) -> nn.Module:
+        """A copy of the model with the meta twins in place of its tensors, in one of the modes.
+
+        Fresh, but for layers of torch's own, which copies share: no forward writes to them.
+        """
+        memo: dict[int, Any] = {**self.twins, **self._layers}
         try:
             with warnings.catch_warnings():
                 # torch's own pytree specs warn when they are copied.
@@ -185,9 +199,17 @@ class Template:
                 f"{type(error).__name__}: {error}. Capture runs on a copy.deepcopy of the model; "
                 "remove the attribute that cannot be copied, or give its class a __deepcopy__."
             ) from error
-        # Switching to train mode and back lets models drop what they cached in earlier runs.
-        set_mode(duplicate, True)
+        if _override_train(self.modules.values()):
+            # Switching to train mode and back lets models drop what they cached in earlier runs.
+            duplicate.train(True)
+        set_mode(duplicate, training)
         return duplicate
+
+    @functools.cached_property
+    def _layers(self) -> dict[int, nn.Module]:
+        """Copies of the model's layers of torch's own classes without children and hooks."""
+        memo: dict[int, Any] = dict(self.twins)
+        return {id(m): copy_module(m, memo) for m in self.modules.values() if _is_plain_layer(m)}
 
     @property
     def dtype(self) -> torch.dtype | None:

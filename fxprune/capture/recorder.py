@@ -299,7 +299,7 @@ class Recorder(TorchFunctionMode):
             return result
         rec, rec_kwargs = tuple(p[0] for p in pairs), {k: p[0] for k, p in named.items()}
         index = self.add("call_module", self.module_path(module), rec, rec_kwargs)
-        written = getattr(module, "inplace", False)
+        written = vars(module).get("inplace", False)
         self.replay.note(index, rec, rec_kwargs, run[0] if written else None, True)
         given = None if written else {id(t) for t in run if isinstance(t, Tensor)}
         result = self.track(result, index, given)

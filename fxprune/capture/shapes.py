@@ -51,7 +51,7 @@ def _like(x: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _like_module(module: nn.Module, x: Any) -> Any:
-    return _like(x, inplace=getattr(module, "inplace", False))
+    return _like(x, inplace=vars(module).get("inplace", False))
 
 
 def _dropout(module: nn.Module, x: Any) -> Any:

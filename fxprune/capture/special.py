@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fxprune import meta_kernels
 from fxprune.capture import constants, leaves, targets
 from fxprune.capture.lines import user_line
 from fxprune.capture.sizes import numel_of, plain, sized
@@ -192,7 +193,9 @@ def _batch_norm(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     index = recorder.add("call_module", path, (recorder.convert(given["input"])[0],), {})
     recorder.replay.note(index, (), {}, None, True)
     with torch._C.DisableTorchFunction():
-        result = torch.empty_like(given["input"])
+        result = meta_kernels.elementwise(given["input"])
+        if result is NotImplemented:
+            result = torch.empty_like(given["input"])
     return recorder.track(result, index, None)
 
 

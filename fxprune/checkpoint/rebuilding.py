@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxprune.analysis import fingerprint
+from fxprune.assembly import assemble
 from fxprune.capture import guards
 from fxprune.capture.records import TraceInfo
 from fxprune.checkpoint import vocabulary
@@ -75,12 +76,8 @@ def _rebuild(
     for node in graph.nodes:
         if node.op == "placeholder" and node.target in examples:
             node.meta["val"] = examples[node.target]
-    module = fx.GraphModule(root, graph, _checked(content["class"], NAME))
+    module = assemble(root, graph, _checked(content["class"], NAME))
     module.train(bool(content["training"]))
-    for name, owner in root.named_modules():
-        unsaved = owner._non_persistent_buffers_set
-        kept = module.get_submodule(name)
-        kept._non_persistent_buffers_set = unsaved & set(kept._buffers)
     module.meta["fxprune"] = _trace_info(content["trace"])
     if fingerprint(module) != content["fingerprint"]:
         raise CheckpointError(

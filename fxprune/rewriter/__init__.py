@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from fxprune.analysis import Analysis, analysis_of
+from fxprune.assembly import assemble
 from fxprune.errors import RewriteError
 from fxprune.meta import plain_attributes, shapes_on_meta
 from fxprune.plans import PruningPlan
@@ -28,7 +29,6 @@ from fxprune.rewriter.site import Site
 from fxprune.rules.base import Layout
 from fxprune.selection import Selection
 from fxprune.slicing import Slicer
-from fxprune.walks import named_modules
 
 
 def rewrite(traced: fx.GraphModule, plan: PruningPlan, share: bool = False) -> fx.GraphModule:
@@ -53,7 +53,7 @@ class _Rewriter:
         self.traced = analysis.traced
         self.copier = ModuleCopier(self.traced, plan, share)
         self.added = Slicer(plan).added_biases()
-        self.root = nn.Module()
+        self.root = nn.Module().train(self.traced.training)
         self.graph = fx.Graph()
         self.nodes: dict[fx.Node, fx.Node] = {}
         self.records: dict[fx.Node, list[Record]] = {}
@@ -68,14 +68,9 @@ class _Rewriter:
         for node in self.traced.graph.nodes:
             self._copy_node(node)
         self.graph.set_codegen(self.traced.graph._codegen)
-        pruned = fx.GraphModule(self.root, self.graph, type(self.traced).__name__)
-        pruned.training = self.traced.training
-        originals = dict(named_modules(self.traced))
-        for name, module in named_modules(pruned):
-            if name in originals:  # GraphModule's constructor forgets both
-                module.__dict__["training"] = originals[name].training
-                unsaved = originals[name]._non_persistent_buffers_set
-                module._non_persistent_buffers_set = unsaved & set(module._buffers)
+        pruned = assemble(self.root, self.graph, type(self.traced).__name__)
+        for path in self._replaced():
+            pruned.delete_submodule(path)
         pruned.meta = copy.deepcopy(self.traced.meta)
         self._check(pruned)
         return pruned
@@ -101,6 +96,12 @@ class _Rewriter:
             fix = None if module_fix is None else lambda site: module_fix(module, site)
         if fix is not None and self._touched(node):
             fix(Site(node, new, self.selection, self._add_constant, self.records.get(node, ())))
+
+    def _replaced(self) -> set[str]:
+        """Modules that were called, and whose calls have all become something else."""
+        calls = [(old, new) for old, new in self.nodes.items() if old.op == "call_module"]
+        kept = {new.target for _, new in calls if new.op == "call_module"}
+        return {str(old.target) for old, _ in calls if old.target not in kept}
 
     def _touched(self, node: fx.Node) -> bool:
         """True if an axis of the node's tensors or parameters changes."""

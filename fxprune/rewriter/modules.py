@@ -45,6 +45,7 @@ class ModuleCopier:
             state["_parameters"] = {n: self.tensor(p) for n, p in module._parameters.items()}
             state["_buffers"] = {n: self.tensor(b) for n, b in module._buffers.items()}
             state["_modules"] = {n: m and self.copy(m) for n, m in module._modules.items()}
+            state["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
         return self._modules[id(module)]
 
     def tensor(self, old: Any) -> Any:
