@@ -16,25 +16,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
 
 from fxprune.allocation import Budget, Limits, NothingPrunedWarning, plan
 from fxprune.allocation.budgets import spread
-from fxprune.allocation.choice import choose_groups
 from fxprune.allocation.cut import Goal
 from fxprune.allocation.normalise import find_normaliser
-from fxprune.allocation.scores import score_groups
 from fxprune.analysis import Analysis, analyze
 from fxprune.capture import trace
 from fxprune.checkpoint import PLAN, load, save
-from fxprune.criteria import Criterion, Joint, bound, criterion_name, find_criterion
+from fxprune.criteria import Criterion, criterion_name, find_criterion
 from fxprune.errors import CheckpointError, PlanError
 from fxprune.groups import Group
 from fxprune.migration import restore
 from fxprune.plans import PruningPlan
 from fxprune.reports import PruneReport, build_report
+from fxprune.rescoring import Scoring, rescored
 from fxprune.rewriter import rewrite
 from fxprune.schedules import Schedule, find_schedule
 from fxprune.statistics import Labels, Loss, Statistics
@@ -69,19 +67,6 @@ class Step:
         return f"Step({self.number} of {self.steps}, {self.plan!r})"
 
 
-@dataclass(frozen=True)
-class _Scoring:
-    """How units are scored, and which may go."""
-
-    criterion: str | Criterion
-    data: Iterable[Any] | None
-    loss: Loss | None
-    labels: Labels | None
-    groups: Callable[[Group], bool] | None
-    ignore: str | Iterable[str]
-    normalise: str
-
-
 class Rounds:
     """What `iterate` returns: iterate over it to prune and train.
 
@@ -93,7 +78,7 @@ class Rounds:
         self,
         analysis: Analysis,
         goals: list[Goal],
-        scoring: _Scoring,
+        scoring: Scoring,
         options: Mapping[str, Any],
         directory: Path | None,
         reload: Callable[[Path], GraphModule],
@@ -129,7 +114,7 @@ class Rounds:
         """What round `number` keeps: units that are gone go first, then those of low scores."""
         goal, last = self._goals[number - 1], number == self.steps
         before = PruningPlan.build(self.analysis, {}) if self.last is None else self.last.plan
-        scores, rule = _scores(self._base, self.analysis, before, self._scoring)
+        scores, choice = rescored(self._base, self.analysis, before, self._scoring)
         with warnings.catch_warnings():
             if not last:  # first rounds may be too small to remove anything
                 warnings.simplefilter("ignore", NothingPrunedWarning)
@@ -142,9 +127,7 @@ class Rounds:
                 latencies=goal.latencies,
                 **self._options,
             )
-        if isinstance(rule, Joint):
-            chosen = _selected(rule, before, chosen)
-        return replace(chosen, criterion=criterion_name(self._scoring.criterion))
+        return replace(choice.of(chosen), criterion=criterion_name(self._scoring.criterion))
 
     def _check_settings(self, directory: Path) -> None:
         """Refuse to go on with what was begun in another way; note how it is begun."""
@@ -235,7 +218,7 @@ def iterate(
         latencies = measure_latencies(analysis, example_inputs, latency_file, round_to or 1)
     goals = _goals(Goal(sparsity, budget, latencies), analysis, steps, find_schedule(schedule))
     own = tuple(data) if isinstance(data, Iterator) else data  # it is read in every round
-    scoring = _Scoring(criterion, own, loss, labels, groups, ignore, normalise)
+    scoring = Scoring(criterion, own, loss, labels, groups, ignore, normalise)
 
     def reload(folder: Path) -> GraphModule:
         return load(folder, lambda: copy.deepcopy(model), example_inputs, dynamic)
@@ -252,83 +235,3 @@ def _goals(end: Goal, analysis: Analysis, steps: int, schedule: Schedule) -> lis
         return [Goal(round(1 - keep, 12), None) for keep in keeps]
     budgets = spread(end.budget, analysis, lambda keep: schedule(keep, steps), end.latencies)
     return [Goal(None, budget, end.latencies) for budget in budgets]
-
-
-def _scores(
-    base: GraphModule, analysis: Analysis, before: PruningPlan, scoring: _Scoring
-) -> tuple[dict[str, Tensor], Any]:
-    """Of the original's units, by what is left of the network; units that are gone score lowest.
-
-    Also returns what scored them.
-    """
-    chosen = choose_groups(analysis, scoring.groups, scoring.ignore)
-    now = analyze(rewrite(base, before))
-    names = {group.name for group in chosen}
-    rule = bound(find_criterion(scoring.criterion), now, scoring.data, scoring.loss, scoring.labels)
-    left = tuple(group for group in now.groups if group.name in names)
-    found = score_groups(left, now, rule, criterion_name(scoring.criterion)) if left else {}
-    normaliser = find_normaliser(scoring.normalise)
-    values = {n: normaliser(score.to("cpu", torch.float64)) for n, score in found.items()}
-    least = min((float(value.min()) for value in values.values()), default=0.0)
-    below = least - abs(least) - 1
-    places = {group.name: _places(group) for group in left}
-    scores: dict[str, Tensor] = {}
-    for group in chosen:
-        mask = _left(group, before)
-        units, value = int(mask.sum()), values.get(group.name)
-        if value is None and group.name in before.kept_units and units == group.contexts:
-            value = torch.zeros(units, dtype=torch.float64)  # one in each context, which stays
-        if value is None:
-            _refuse_lost(group, before)  # what the criterion does not apply to is left whole
-            continue
-        if value.numel() != units or places.get(group.name, _places(group)) != _places(group):
-            raise PlanError(
-                f"Group {group.name!r} is another one in the pruned graph, as may happen between "
-                "shuffles of channels: prune it in a single round, or ignore= it."
-            )
-        full = torch.full(group.shape, below, dtype=torch.float64)
-        scores[group.name] = full.masked_scatter(mask, value)
-    return scores, rule
-
-
-def _places(group: Group) -> set[tuple[str, int]]:
-    """The parameter dimensions that a group's units lie in."""
-    return {(member.parameter, member.dim) for member in group.members}
-
-
-def _left(group: Group, before: PruningPlan) -> Tensor:
-    """Which units of a group the pruned graph has: bool of its shape.
-
-    Units in contexts that went with units of an outer group are gone, whatever their rows say.
-    """
-    mask = before.kept_mask(group)
-    if group.outer is not None:
-        outer = before.kept_mask(group.outer).reshape(-1)
-        if len(outer) == group.contexts and not bool(outer.all()):
-            mask = mask & outer[:, None]
-    return mask
-
-
-def _refuse_lost(group: Group, before: PruningPlan) -> None:
-    if group.name in before.kept_units:
-        raise PlanError(
-            f"Group {group.name!r} was cut in an earlier round, and the criterion no longer "
-            "applies to it: use another criterion, or ignore= it."
-        )
-
-
-def _selected(rule: Joint, before: PruningPlan, chosen: PruningPlan) -> PruningPlan:
-    """The criterion's own choice of as many units, where it chooses sets."""
-    removed: dict[str, Tensor] = {}
-    for name in chosen.kept_units:
-        was = _left(chosen.group(name), before)
-        gone = ~chosen.kept_mask(name)[was]
-        if gone.any():
-            removed[name] = gone.reshape(before.kept(name).shape)
-    kept: dict[str, Any] = dict(chosen.kept_units)
-    for name, gone in rule.select(removed).items():
-        was = before.kept_mask(name)
-        mask = was.masked_scatter(was, ~gone)
-        rows = [row.nonzero()[:, 0].tolist() for row in mask.reshape(-1, mask.shape[-1])]
-        kept[name] = rows if mask.dim() > 1 else rows[0]
-    return replace(chosen, kept_units=kept)

@@ -22,14 +22,14 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"rules"}),
     frozenset({"propagate", "lookups", "maskable", "contexts", "roles", "groups", "grouping"})
     | {"analysis", "coverage", "dynamic_sizes", "explanations", "plans", "selection", "slicing"}
-    | {"composition", "unit_maps", "inputs", "replay"},
+    | {"composition", "matching", "unit_maps", "inputs", "replay"},
     frozenset({"costs", "statistics"}),
     frozenset({"criteria", "allocation", "ranking", "schedules"}) | {"penalties"},
     frozenset({"rewriter", "interpretation", "equivalence"})
     | {"timing"}
     | {"compensation", "factorization", "masking", "migration"},
     frozenset({"drivers", "checkpoint", "interop", "reports"})
-    | {"collapse", "factoring", "lottery", "regrowth", "rounds"},
+    | {"collapse", "factoring", "lottery", "regrowth", "rescoring", "rounds"},
     frozenset({"cli", "passes", "pictures", "__init__", "__main__"}),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

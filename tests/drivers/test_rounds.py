@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,7 @@ import fxprune
 from fxprune import Budget, CheckpointError, Limits, NothingPrunedWarning, PlanError, PruningPlan
 from fxprune.migration import restore
 from fxprune.schedules import cubic
-from tests import torchvision_shim  # noqa: F401  (before torchvision)
-from tests.costs import measure
+from tests.plans.shuffled import by_first_norm, shuffled
 
 
 class Network(nn.Module):
@@ -213,13 +213,32 @@ def test_heads_and_what_is_in_them_go_together() -> None:
     assert step.module(X).shape == (16, 5)
 
 
-def test_groups_that_turn_into_others_are_refused() -> None:
-    """Shuffles leave groups of single channels, which are numbered anew when some are gone."""
-    example, analysis = measure.analysed("shufflenet_v2_x1_0")
-    options = {"schedule": "linear", "scope": "global", "normalise": "mean"}
-    rounds = fxprune.iterate(analysis.traced, example, 0.5, steps=2, **options)
-    with pytest.raises(PlanError, match="another one in the pruned graph"):
-        list(rounds)
+def test_groups_that_turn_into_others_are_followed_unit_by_unit() -> None:
+    images = torch.randn(2, 3, 32, 32).double()
+    options = {"criterion": by_first_norm, "scope": "global"}
+    steps = list(fxprune.iterate(shuffled(), images, 0.5, steps=3, **options))
+    step, plans = steps[-1], [step.plan for step in steps]
+    once = fxprune.plan(step.analysis, sparsity=0.5, **options)
+    same = [step.plan.kept_mask(group) == once.kept_mask(group) for group in once.groups]
+    assert torch.cat(same).double().mean() > 0.95  # but for those that nothing else is like
+    assert len({plan.kept_units for plan in plans}) == 3
+    after = fxprune.analyze(step.module)
+    assert {g.name for g in after.groups} != {g.name for g in step.analysis.groups}
+    proof = fxprune.verify(step.analysis.traced, step.plan, step.module, images)
+    assert proof.max_error < 1e-12
+
+
+def test_shuffled_channels_are_pruned_and_trained_in_rounds() -> None:
+    images = torch.randn(4, 3, 32, 32).double()
+    rounds = fxprune.iterate(shuffled(), images[:2], 0.5, steps=3, scope="global", normalise="mean")
+    for step in rounds:
+        optimizer = torch.optim.SGD(step.module.parameters(), lr=1e-3)
+        nn.functional.cross_entropy(step.module(images), torch.arange(4)).backward()
+        optimizer.step()
+    traced = copy.deepcopy(step.analysis.traced)
+    traced.load_state_dict(restore(step.plan, step.module.state_dict(), traced.state_dict()))
+    assert fxprune.verify(traced, step.plan, step.module, images).max_error < 1e-12
+    assert step.report.parameters_after < 0.7 * step.report.parameters_before
 
 
 def test_what_cannot_be_is_refused() -> None:
