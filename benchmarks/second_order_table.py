@@ -178,19 +178,20 @@ def _difference(values: Sequence[float], higher: bool = False) -> tuple[str, int
 
 
 def _best(found: Found) -> list[str]:
-    names = list(found["rows"][0]["methods"])
-    own = [name for name in names if name not in _peers(found)]
+    peers = _peers(found)
+    own = [name for name in found["rows"][0]["methods"] if name not in (*peers, "random")]
+    plain = [name for name in own if REPAIRED not in name]
+    at_once = [name for name in _one_shot(found) if name in own]
+    before, after = "Training loss before fine-tuning", "Test accuracy after fine-tuning"
     lines = []
-    for title, value, higher in (
-        ("Training loss before fine-tuning", loss, False),
-        ("Test accuracy after fine-tuning", tuned, True),
+    for title, chosen, value, higher in (
+        (f"{before}, channels in one shot, uncompensated", at_once, loss, False),
+        (f"{before}, ours also in rounds and factors, uncompensated", plain, loss, False),
+        (f"{before}, ours also compensated", own, loss, False),
+        (f"{after}, ours also in rounds and factors, uncompensated", plain, tuned, True),
+        (f"{after}, ours also compensated", own, tuned, True),
     ):
-        for which, chosen in (
-            ("uncompensated", [name for name in own if REPAIRED not in name]),
-            ("with compensation", own),
-        ):
-            text = _best_table(found, chosen, value, higher)
-            lines += ["", f"### {title}, ours {which}", "", text]
+        lines += ["", f"### {title}", "", _best_table(found, chosen, value, higher)]
     return lines
 
 
