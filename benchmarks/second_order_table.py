@@ -319,7 +319,7 @@ def draw(found: Found, path: Path) -> None:
     figure, panels = plt.subplots(
         1,
         len(models),
-        figsize=(4.2 * len(models), 3.9),
+        figsize=(4.2 * len(models) + 1.6, 3.9),
         layout="constrained",
         sharey=True,
         squeeze=False,
@@ -344,7 +344,8 @@ def draw(found: Found, path: Path) -> None:
         axes.invert_xaxis()
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("training loss before fine-tuning")
-    panels[0][-1].legend(frameon=False, fontsize=8, loc="lower right")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
