@@ -6,7 +6,8 @@ layers of a group, divided by their mean over its units; depthwise convolutions 
 
 - l2, lamp: squared norms of producer rows, reader columns and the scales γ of batch normalisation
 - fpgm: of producer rows and reader columns, squared entry by entry, the sums of distances
-- taylor: Σ|θ ∂L/∂θ| over producers and readers, without γ; multivariable: |Σ θ ∂L/∂θ| of each
+- taylor: Σ|θ ∂L/∂θ| over producers and readers, without γ; multivariable: Σ|Σ θ ∂L/∂θ|, the
+  inner sum over a row or column of a weight
 - hessian: Σ θ²(∂L/∂θ)² over all three, of the last sample alone: its accumulator looks for names
   among parameters, finds none, and begins anew with every sample
 """
@@ -76,7 +77,8 @@ def _mean(group: Group, entries: Mapping[str, Tensor], layers: list[Member], *al
 def _changes(group: Group, signed: Mapping[str, Tensor], layers: list[Member]) -> Iterator[Tensor]:
     for member in layers:
         if member.role in ("producer", "consumer"):
-            yield member.reduce(signed[member.parameter], group).abs()
+            rows = signed[member.parameter].movedim(member.dim, 0).flatten(1)
+            yield member.collect(rows.sum(1).abs(), group)
 
 
 def _distances(

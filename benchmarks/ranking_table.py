@@ -34,19 +34,19 @@ PAIRS = (
     (
         "taylor",
         "snip_weight / mean",
-        "both Σ|θ∂θ|; theirs of readers and producers, ours of readers",
+        "theirs sums over producers and readers, ours over readers",
     ),
     (
         "taylor, multivariable",
         "taylor / mean",
-        "both |Σθ∂θ|; theirs averages readers and producers, ours adds up readers",
+        "theirs sums |Σ| of single rows and columns, of producers and readers",
     ),
     ("hessian", "fisher / mean", "theirs keeps the last sample only, is diagonal, adds both sides"),
 )
 # The same name, ours as its paper and its default have it.
 NAMESAKES = (
     ("fpgm", "fpgm / mean", "ours compares producers' rows alone, as the paper does"),
-    ("taylor", "taylor", "ours is |Σθ∂θ| of readers, not normalised; theirs Σ|θ∂θ|, normalised"),
+    ("taylor", "taylor", "another criterion of that name, and ours is not normalised"),
     ("hessian", "fisher", "as above, and ours is not normalised"),
 )
 SHOWN = ("random", "l2", "lamp", "synflow", "thinet", "fisher / mean", "mask_fisher")

@@ -28,6 +28,13 @@ SHOWN = (
     *("random", "tp lamp", "mask_fisher, local", "fisher", "c_obd", "kron_obd"),
     *("l2 / mean + least_squares", "tucker", "svd", "eigendamage"),
 )
+SUMMARY = (
+    *("random", "l2 / mean", "tp l2", "tp lamp", "tp taylor", "tp hessian", "fisher", "c_obd"),
+    *("c_obs", "kron_obd", "kron_obs", "thinet", "mask_fisher, local, rounds"),
+    *("fisher / mean, rounds", "eigendamage", "eigendamage, 4 steps", "svd", "tucker"),
+    *("l2 / mean + least_squares", "kron_obs / mean + least_squares"),
+)
+"""What the guide shows."""
 Found = Mapping[str, Any]
 Value = Callable[[Found, str, float], float]
 
@@ -78,6 +85,12 @@ def page(found: Found) -> str:
             "",
             tabulate(_dense(found), ("network", "MACs", "parameters", "loss", "test %"), "github"),
             "",
+            "## In short",
+            "",
+            "Median training loss before fine-tuning at 80% / 60% / 25% of the MACs.",
+            "",
+            summary(found),
+            "",
             "## EigenDamage against the others, one shot, before fine-tuning",
             "",
             "Mean over seeds of the difference in training loss, EigenDamage minus the other, ± "
@@ -121,6 +134,23 @@ def page(found: Found) -> str:
             "",
         ]
     )
+
+
+def summary(found: Found) -> str:
+    """The table of the guide, the best first."""
+    table = []
+    for name in SUMMARY:
+        losses = [
+            [
+                statistics.median(_loss_as_it_is(row, name, level) for row in _rows(found, model))
+                for level in (0.8, 0.6, 0.25)
+            ]
+            for model in _models(found)
+        ]
+        cells = [" / ".join(f"{value:.2f}" for value in row) for row in losses]
+        table.append((sum(math.log(value) for row in losses for value in row), name, *cells))
+    rows = [row[1:] for row in sorted(table)]
+    return tabulate(rows, ("method", *_models(found)), "github", disable_numparse=True)
 
 
 def _dense(found: Found) -> list[tuple[str, str, str, str, str]]:
