@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,16 +55,44 @@ class FactorizeReport:
     parameters_after: int
 
     def __str__(self) -> str:
-        changed = [
-            r for r in self.layers if r.inputs_kept is not None or r.outputs_kept is not None
-        ]
-        total = (
-            f"{len(changed)} of {len(self.layers)} layers are in factors; {len(self.left)} others "
-            f"stay as they are.\nMACs: {_change(self.macs_before, self.macs_after)}.\n"
-            f"Parameters: {_change(self.parameters_before, self.parameters_after)}."
+        if not self._changed:
+            return f"NOTHING WAS FACTORISED.\n{self._summary('')}"
+        return f"{self._table('simple')}\n{self._summary('')}"
+
+    def to_markdown(self) -> str:
+        """The report as Markdown: totals, and the layers that became factors."""
+        table = f"\n{self._table('github')}\n" if self._changed else ""
+        return f"{self._summary('- ')}\n{table}"
+
+    def to_json(self) -> str:
+        """The report as JSON text, every number exact; `from_data` reads it back."""
+        return json.dumps(self.as_data(), indent=2)
+
+    def as_data(self) -> dict[str, Any]:
+        """The report as plain data: dicts, lists, numbers, texts."""
+        layers = [{**vars(row), "shape": list(row.shape)} for row in self.layers]
+        return {**vars(self), "layers": layers, "left": dict(self.left)}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> FactorizeReport:
+        """The report that `as_data` described. Raises TypeError or KeyError if it is none."""
+        rows = (LayerRow(**{**row, "shape": tuple(row["shape"])}) for row in data["layers"])
+        return cls(**{**data, "layers": tuple(rows), "left": dict(data["left"])})
+
+    @property
+    def _changed(self) -> list[LayerRow]:
+        return [r for r in self.layers if r.inputs_kept is not None or r.outputs_kept is not None]
+
+    def _summary(self, bullet: str) -> str:
+        lines = (
+            f"{len(self._changed)} of {len(self.layers)} layers are in factors; {len(self.left)} "
+            "others stay as they are.",
+            f"MACs: {_change(self.macs_before, self.macs_after)}.",
+            f"Parameters: {_change(self.parameters_before, self.parameters_after)}.",
         )
-        if not changed:
-            return f"NOTHING WAS FACTORISED.\n{total}"
+        return "\n".join(bullet + line for line in lines)
+
+    def _table(self, form: str) -> str:
         rows = [
             (
                 row.name,
@@ -73,11 +102,11 @@ class FactorizeReport:
                 f"{row.macs_before:,}",
                 f"{row.macs_after:,}",
             )
-            for row in changed
+            for row in self._changed
         ]
         columns = ("layer", "weight", "inputs kept", "outputs kept", "MACs", "after")
         align = ("left", "left", "right", "right", "right", "right")
-        return f"{tabulate(rows, columns, colalign=align, disable_numparse=True)}\n{total}"
+        return tabulate(rows, columns, form, colalign=align, disable_numparse=True)
 
     def __repr__(self) -> str:
         return (

@@ -84,11 +84,15 @@ def apply_plan(traced: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     return rewrite(traced, plan)
 
 
-def _kind(text: str) -> _Kind:
+def format_of(text: str) -> str:
+    """Which kind of plan a text is. One that is none is refused later, as a pruning plan."""
     try:
         data = strict_json(text)
     except (ValueError, RecursionError):
         data = None
     form = data.get("format") if isinstance(data, dict) else None
-    # A text that is no plan of any kind is refused as a pruning plan would be.
-    return _KINDS.get(form if isinstance(form, str) else FORMAT, _KINDS[FORMAT])
+    return form if isinstance(form, str) and form in _KINDS else FORMAT
+
+
+def _kind(text: str) -> _Kind:
+    return _KINDS[format_of(text)]

@@ -20,6 +20,7 @@ from fxprune.equivalence import verify
 from fxprune.factoring import FactorizeResult
 from fxprune.interop import export as export_module
 from fxprune.pictures import dot, plot, svg
+from fxprune.reports import PruneReport
 
 
 def prune(args: Namespace) -> Outcome:
@@ -28,12 +29,17 @@ def prune(args: Namespace) -> Outcome:
     budget = budget_of(args.budget)
     if (args.sparsity is None) == (budget is None):
         raise UsageError("say how far: --sparsity 0.5, or --budget macs=0.5")
+    if args.compensate and args.data is None:
+        raise UsageError("--compensate reads what layers compute: give it --data")
     analysis, inputs = models.analysis_of(args, progress)
     planning = _planning(args, budget, progress)
     if budget is not None and budget.needs_latencies:
         inputs = models.real_inputs(analysis.traced, inputs)
     result = progress.stage(
-        "pruning", lambda: prune_analysed(analysis, inputs, args.latency_file, **planning)
+        "pruning",
+        lambda: prune_analysed(
+            analysis, inputs, args.latency_file, args.compensate or None, **planning
+        ),
     )
     return concluded(args, progress, inputs, result, result.report.as_data())
 
@@ -147,10 +153,14 @@ def report(args: Namespace) -> Outcome:
     if models.is_saved(args.model):
         found = models.stored_report(args.model)
         if args.plot is not None:
+            if not isinstance(found, PruneReport):
+                raise UsageError(
+                    "--plot draws widths, and factorising changes none: print the report, or --json"
+                )
             plot(found, args.plot)
         return Outcome(found.to_markdown() if args.markdown else str(found), found.as_data())
     if args.markdown or args.plot is not None:
-        raise UsageError("--markdown and --plot need the directory of a pruned model")
+        raise UsageError("--markdown and --plot need the directory of a saved model")
     analysis, _ = models.analysis_of(args, Progress(not args.quiet))
     amounts = cost(analysis)
     return Outcome(str(amounts), asdict(amounts))

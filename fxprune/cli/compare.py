@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import torch
 from tabulate import tabulate
@@ -15,16 +16,17 @@ from fxprune.analysis import analyze
 from fxprune.capture import trace
 from fxprune.checkpoint import GRAPH, PLAN, TENSORS, load, load_plan
 from fxprune.checkpoint.files import MOST_TEXT, read_graph, read_text
+from fxprune.checkpoint.plan_files import format_of
 from fxprune.cli import models
 from fxprune.cli.inputs import read_inputs, recorded_inputs
 from fxprune.cli.outcome import FAILED, OK, Outcome, SourceError, UsageError
 from fxprune.cli.progress import Progress
 from fxprune.equivalence import verify as verify_graphs
-from fxprune.plans.text import parsed
-from fxprune.reports import PruneReport, compact
+from fxprune.plans.factorization import FACTORIZATION_FORMAT, parsed_factorization
+from fxprune.plans.text import FORMAT, parsed
+from fxprune.reports import compact
 
 _NAMES = {"parameters": "parameters", "macs": "MACs", "activation_memory": "activation bytes"}
-_COLUMNS = ("name", "units", "first", "second", "both")
 
 
 def verify(args: Namespace) -> Outcome:
@@ -57,23 +59,34 @@ def diff(args: Namespace) -> Outcome:
     if first.fingerprint != second.fingerprint:
         raise SourceError(
             f"{args.first} and {args.second} were made from different originals: there is nothing "
-            "to compare unit by unit"
+            "to compare"
         )
-    names = [row.name for row in first.report.groups]
-    rows = [row for name in names if (row := _group_row(name, first, second)) is not None]
+    if first.form != second.form:
+        raise SourceError(
+            f"of {args.first} and {args.second} one is pruned and the other factorised: they keep "
+            "units and directions, which cannot be compared; `report` says what each costs"
+        )
+    kind = _KINDS[first.form]
+    rows = kind.rows(first, second)
     same_weights = first.tensors == second.tensors
     costs = {
         name: (getattr(first.report, f"{name}_after"), getattr(second.report, f"{name}_after"))
-        for name in ("parameters", "macs", "activation_memory")
+        for name in _NAMES
+        if hasattr(first.report, f"{name}_after")
     }
     equal = not rows and same_weights
     data = {
         "equal": equal,
         "same_weights": same_weights,
-        "groups": [dict(zip(_COLUMNS, row, strict=True)) for row in rows],
+        kind.parts: [dict(zip(kind.keys, row, strict=True)) for row in rows],
         **{name: list(pair) for name, pair in costs.items()},
     }
-    return Outcome(_diff_text(args, rows, costs, same_weights), data, OK if equal else FAILED)
+    lines = [tabulate(rows, kind.columns, missingval="all")] if rows else []
+    bits = "the same bits" if same_weights else "different"
+    lines.append(f"{len(rows)} {kind.parts} keep different {kind.units}; the weights are {bits}.")
+    numbers = (f"{_NAMES[name]} {compact(a)} and {compact(b)}" for name, (a, b) in costs.items())
+    lines.append(f"{args.first} and {args.second}: {', '.join(numbers)}.")
+    return Outcome("\n".join(lines), data, OK if equal else FAILED)
 
 
 class _Saved:
@@ -81,44 +94,84 @@ class _Saved:
 
     def __init__(self, directory: str) -> None:
         if not models.is_saved(directory):
-            raise UsageError(f"{directory!r} is no directory of a pruned model")
+            raise UsageError(f"{directory!r} is no directory of a saved model")
         graph = read_graph(Path(directory) / GRAPH)
-        self.report: PruneReport = models.stored_report(directory)
+        self.report: Any = models.stored_report(directory)
         self.fingerprint: Any = graph["original"].get("fingerprint")
         self.tensors: Any = graph["files"].get(TENSORS)
-        self.units = {row.name: row.units_before for row in self.report.groups}
-        text = read_text(Path(directory) / PLAN, "plan")
-        self._kept: Mapping[str, Any] = parsed(text, MOST_TEXT)["kept"]
-
-    def kept(self, group: str) -> list[set[int]]:
-        """The units that stay, in each context."""
-        rows = self._kept.get(group, range(self.units[group]))
-        nested = bool(rows) and isinstance(rows[0], list)
-        return [set(row) for row in rows] if nested else [set(rows)]
+        self.text = read_text(Path(directory) / PLAN, "plan")
+        self.form = format_of(self.text)
 
 
-def _group_row(name: str, first: _Saved, second: _Saved) -> tuple[str, int, int, int, int] | None:
-    """Name, units, kept by each and by both, in all contexts; None where both keep the same."""
-    a, b = first.kept(name), second.kept(name)
-    count = max(len(a), len(b))
-    a, b = a * (count // len(a)), b * (count // len(b))  # one row stands for all contexts
-    if a == b:
-        return None
-    both = sum(len(x & y) for x, y in zip(a, b, strict=True))
-    return name, count * first.units[name], sum(map(len, a)), sum(map(len, b)), both
+_Row: TypeAlias = tuple[Any, ...]
 
 
-def _diff_text(
-    args: Namespace,
-    rows: list[tuple[str, int, int, int, int]],
-    costs: Mapping[str, tuple[int, int]],
-    same_weights: bool,
-) -> str:
-    parts = []
-    if rows:
-        columns = ("group", "units", "first keeps", "second keeps", "both keep")
-        parts.append(tabulate(rows, columns))
-    bits = "the same bits" if same_weights else "different"
-    parts.append(f"{len(rows)} groups keep different units; the weights are {bits}.")
-    numbers = (f"{_NAMES[name]} {compact(a)} and {compact(b)}" for name, (a, b) in costs.items())
-    return "\n".join([*parts, f"{args.first} and {args.second}: {', '.join(numbers)}."])
+def _group_rows(first: _Saved, second: _Saved) -> list[_Row]:
+    """Name, units, kept by each and by both, in all contexts, where they keep different ones."""
+    plans = [parsed(saved.text, MOST_TEXT)["kept"] for saved in (first, second)]
+    rows = []
+    for group in first.report.groups:
+        a, b = (_kept(plan.get(group.name), group.units_before) for plan in plans)
+        count = max(len(a), len(b))
+        a, b = a * (count // len(a)), b * (count // len(b))  # one row stands for all contexts
+        if a != b:
+            both = sum(len(x & y) for x, y in zip(a, b, strict=True))
+            kept = sum(map(len, a)), sum(map(len, b)), both
+            rows.append((group.name, count * group.units_before, *kept))
+    return rows
+
+
+def _kept(rows: Any, units: int) -> list[set[int]]:
+    """The units that stay, in each context; None for all of them."""
+    rows = range(units) if rows is None else rows
+    nested = bool(rows) and isinstance(rows[0], list)
+    return [set(row) for row in rows] if nested else [set(rows)]
+
+
+def _layer_rows(first: _Saved, second: _Saved) -> list[_Row]:
+    """Name, weight, directions of inputs and outputs kept by each, where the numbers differ."""
+    plans = [parsed_factorization(saved.text, MOST_TEXT)["ranks"] for saved in (first, second)]
+    rows = []
+    for layer in first.report.layers:
+        a, b = (plan.get(layer.name, (None, None)) for plan in plans)
+        if tuple(a) != tuple(b):
+            rows.append((layer.name, " x ".join(map(str, layer.shape)), *a, *b))
+    return rows
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How plans of one kind are compared: what their rows are about, and what each row holds."""
+
+    parts: str
+    units: str
+    rows: Callable[[_Saved, _Saved], list[_Row]]
+    columns: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
+_KINDS: Mapping[str, _Kind] = MappingProxyType(
+    {
+        FORMAT: _Kind(
+            "groups",
+            "units",
+            _group_rows,
+            ("group", "units", "first keeps", "second keeps", "both keep"),
+            ("name", "units", "first", "second", "both"),
+        ),
+        FACTORIZATION_FORMAT: _Kind(
+            "layers",
+            "numbers of directions",
+            _layer_rows,
+            ("layer", "weight", "first: inputs", "outputs", "second: inputs", "outputs"),
+            (
+                "name",
+                "weight",
+                "first_inputs",
+                "first_outputs",
+                "second_inputs",
+                "second_outputs",
+            ),
+        ),
+    }
+)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from dataclasses import asdict
 
 from fxprune.cli import models
 from fxprune.cli.commands import batches_of, budget_of, concluded
@@ -28,4 +27,4 @@ def factorize(args: Namespace) -> Outcome:
         "factorising",
         lambda: factorize_analysed(analysis, args.method, data, budget=budget, **same),
     )
-    return concluded(args, progress, inputs, result, asdict(result.report))
+    return concluded(args, progress, inputs, result, result.report.as_data())

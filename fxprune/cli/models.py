@@ -8,7 +8,9 @@ import json
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,11 +18,15 @@ from torch import fx, nn
 
 from fxprune.analysis import Analysis, analyze
 from fxprune.capture import trace
-from fxprune.checkpoint import GRAPH, load
-from fxprune.checkpoint.files import read_graph
+from fxprune.checkpoint import GRAPH, PLAN, load
+from fxprune.checkpoint.files import read_graph, read_text
+from fxprune.checkpoint.plan_files import format_of
 from fxprune.cli.inputs import read_inputs, read_tensors, recorded_inputs
 from fxprune.cli.outcome import SourceError, UsageError
 from fxprune.cli.progress import Progress
+from fxprune.factoring import FactorizeReport
+from fxprune.plans.factorization import FACTORIZATION_FORMAT
+from fxprune.plans.text import FORMAT
 from fxprune.reports import PruneReport
 
 
@@ -95,14 +101,22 @@ def real_inputs(module: fx.GraphModule, inputs: Any) -> Any:
     return recorded_inputs(module) if inputs is None else inputs
 
 
-def stored_report(directory: str) -> PruneReport:
-    """The report that was saved with a pruned model."""
+REPORTS: Mapping[str, type[PruneReport] | type[FactorizeReport]] = MappingProxyType(
+    {FORMAT: PruneReport, FACTORIZATION_FORMAT: FactorizeReport}
+)
+"""The "format" of a plan's text → the report that is saved beside it."""
+
+
+def stored_report(directory: str) -> PruneReport | FactorizeReport:
+    """The report that was saved with a pruned or factorised model."""
     data = read_graph(Path(directory) / GRAPH)["report"]
     if data is None:
         raise SourceError(
-            f"{directory} holds no report: save what fxprune.prune returned, with its report"
+            f"{directory} holds no report: save what fxprune.prune or fxprune.factorize returned, "
+            "with its report"
         )
+    kind = REPORTS[format_of(read_text(Path(directory) / PLAN, "plan"))]
     try:
-        return PruneReport.from_data(data)
+        return kind.from_data(data)
     except (KeyError, TypeError, ValueError) as error:
         raise SourceError(f"the report in {directory} is malformed: {error}") from error

@@ -12,6 +12,7 @@ from fxprune.allocation.scopes import SCOPES
 from fxprune.cli import commands, compare, factors
 from fxprune.cli.inputs import FORMS
 from fxprune.cli.outcome import USAGE
+from fxprune.compensation import METHODS as COMPENSATIONS
 from fxprune.factorization import DAMPING, METHODS, SPREADS
 
 _CODES = """\
@@ -67,7 +68,9 @@ def parser() -> _Parser:
     verify.add_argument("--dtype", choices=("float32", "float64"), help="compute in this dtype")
     verify.set_defaults(run=compare.verify)
     report = kinds.add_parser(
-        "report", parents=[model, common], help="what pruning changed; of a model, what it costs"
+        "report",
+        parents=[model, common],
+        help="what a saved model changed; of a model, what it costs",
     )
     report.add_argument("--markdown", action="store_true", help="print Markdown")
     report.add_argument("--plot", metavar="FILE", help="draw widths and costs (.png, .svg, .pdf)")
@@ -79,7 +82,7 @@ def parser() -> _Parser:
     export.add_argument("--format", choices=("onnx", "torch.export", "torchscript"))
     export.set_defaults(run=commands.export)
     diff = kinds.add_parser("diff", parents=[common], help="compare two saved models")
-    diff.add_argument("first", help="a directory of a pruned model")
+    diff.add_argument("first", help="a directory of a pruned or factorised model")
     diff.add_argument("second", help="another one, of the same original")
     diff.set_defaults(run=compare.diff)
     return top
@@ -144,6 +147,13 @@ def _prune(prune: _Parser) -> None:
     prune.add_argument("--round-to", type=int, metavar="N", help="keep multiples of N units")
     prune.add_argument("--min-keep", type=int, metavar="N", help="keep at least N units per group")
     prune.add_argument("--max-sparsity", type=float, metavar="X", help="of any one group")
+    prune.add_argument(
+        "--compensate",
+        action="append",
+        default=[],
+        choices=tuple(COMPENSATIONS),
+        help="repeatable: what stays makes up for what goes, by --data",
+    )
     prune.add_argument(
         "--data", metavar="FILE", help="inputs for the criterion, and `target`, as arrays by name"
     )

@@ -105,6 +105,27 @@ def test_criteria_read_data_from_a_file(run: Run, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("methods", [["least_squares"], ["bias"], ["obs", "bias"]], ids=str)
+def test_what_stays_makes_up_for_what_goes(run: Run, tmp_path: Path, methods: list[str]) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"x": rng.normal(size=(8, 3, 8, 8)).astype("float32"), "target": rng.integers(0, 5, 8)}
+    np.savez(tmp_path / "data.npz", **arrays)
+    asked = [text for method in methods for text in ("--compensate", method)]
+    data = ("--data", tmp_path / "data.npz", "--batch-size", "4", "--verify")
+    options = ("--sparsity", "0.5", *asked, *data, "-o", tmp_path / "out")
+    assert run("prune", *RESIDUAL, *options) == 0, run.err
+    x, y = (torch.from_numpy(arrays[name]) for name in ("x", "target"))
+    torch.manual_seed(0)
+    model, pairs = Residual().eval(), [({"x": x[i : i + 4]}, y[i : i + 4]) for i in (0, 4)]
+    expected = fxprune.prune(model, x[:2], 0.5, data=pairs, compensate=methods).module
+    found = fxprune.load(tmp_path / "out")
+    assert torch.equal(found(x), expected(x))
+    assert not torch.equal(found(x), fxprune.prune(model, x[:2], 0.5).module(x))
+    assert run("verify", tmp_path / "out", "--original", RESIDUAL[0], "--dtype", "float64") == 0
+    assert run("report", tmp_path / "out") == 0
+    assert run("diff", tmp_path / "out", tmp_path / "out") == 0
+
+
 def test_groups_and_explain(run: Run, saved: Path, tmp_path: Path) -> None:
     data = run.data("groups", *TOKENS, "--dot", tmp_path / "groups.dot")
     analysis = fxprune.analyze(fxprune.trace(Attention().eval(), torch.zeros(2, 6).long()))
@@ -178,6 +199,8 @@ REFUSED = [
     (("prune", *RESIDUAL), 2, "say how far"),
     (("prune", RESIDUAL[0], "--sparsity", "0.5"), 2, "say what the model takes"),
     (("prune", *RESIDUAL, "--sparsity", "half"), 2, "invalid float"),
+    (("prune", *RESIDUAL, "--sparsity", "0.5", "--compensate", "bias"), 2, "give it --data"),
+    (("prune", *RESIDUAL, "--sparsity", "0.5", "--compensate", "no"), 2, "invalid choice"),
     (("prune", *RESIDUAL, "--budget", "macs"), 2, "--budget takes name=number"),
     (("prune", *RESIDUAL, "--budget", "mac=1"), 2, "there is no budget 'mac'"),
     (("groups", "nowhere"), 2, "neither a directory"),
