@@ -164,25 +164,34 @@ def meta_twin(tensor: Tensor) -> Tensor:
 
 def meta_shadow(traced: fx.GraphModule) -> tuple[nn.Module, dict[int, str], dict[int, Tensor]]:
     """A copy of the module tree on meta; its tensors' names; its buffers' real values."""
-    memo: dict[int, Any] = {id(traced.graph): traced.graph}
+    twins: dict[int, Tensor] = {}
     names: dict[int, str] = {}
     real: dict[int, Tensor] = {}
     for name, tensor in named_tensors(traced):
-        twin = memo[id(tensor)] = meta_twin(tensor)
+        twin = twins[id(tensor)] = meta_twin(tensor)
         names[id(twin)] = name
         if not isinstance(tensor, nn.Parameter):
             real[id(twin)] = tensor
-    shadow = nn.Module()
+    return copy_with(traced, twins), names, real
+
+
+def copy_with(traced: fx.GraphModule, tensors: Mapping[int, Tensor]) -> nn.Module:
+    """A copy of the module tree in eval mode, without its graph and with other tensors.
+
+    tensors  by the `id` of the parameter or buffer that each stands for, all of them
+    """
+    memo: dict[int, Any] = {id(traced.graph): traced.graph, **tensors}
+    root = nn.Module()
     for name, child in traced._modules.items():
-        shadow.add_module(name, child and copy_module(child, memo))
+        root.add_module(name, child and copy_module(child, memo))
     for name, parameter in traced._parameters.items():
-        shadow.register_parameter(name, None if parameter is None else memo[id(parameter)])
+        root.register_parameter(name, None if parameter is None else memo[id(parameter)])
     for name, buffer in traced._buffers.items():
-        shadow.register_buffer(name, None if buffer is None else memo[id(buffer)])
+        root.register_buffer(name, None if buffer is None else memo[id(buffer)])
     for name, value in plain_attributes(traced).items():
-        setattr(shadow, name, value)
-    set_mode(shadow, False)
-    return shadow, names, real
+        setattr(root, name, value)
+    set_mode(root, False)
+    return root
 
 
 def plain_attributes(traced: fx.GraphModule) -> dict[str, Any]:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
-from fxprune.capture.metacopy import copy_module, set_mode
-from fxprune.meta import plain_attributes
+from fxprune.meta import copy_with
 from fxprune.propagate import Propagation, Record, TensorAxes
 from fxprune.replay import bindings, invoke, tensors_of
 from fxprune.rules.base import Kind
@@ -28,24 +27,14 @@ def scoring_copy(traced: fx.GraphModule, trainable: bool) -> nn.Module:
     Parameters share memory with those of `traced`, whose gradients are left alone; buffers, which
     a model may write to, are copied.
     """
-    memo: dict[int, Any] = {id(traced.graph): traced.graph}
+    tensors: dict[int, Tensor] = {}
     for _, tensor in named_tensors(traced):
         if isinstance(tensor, nn.Parameter):
             able = trainable and (tensor.is_floating_point() or tensor.is_complex())
-            memo[id(tensor)] = nn.Parameter(tensor.detach(), requires_grad=able)
+            tensors[id(tensor)] = nn.Parameter(tensor.detach(), requires_grad=able)
         else:
-            memo[id(tensor)] = tensor.detach().clone()
-    copy = nn.Module()
-    for name, child in traced._modules.items():
-        copy.add_module(name, child and copy_module(child, memo))
-    for name, parameter in traced._parameters.items():
-        copy.register_parameter(name, None if parameter is None else memo[id(parameter)])
-    for name, buffer in traced._buffers.items():
-        copy.register_buffer(name, None if buffer is None else memo[id(buffer)])
-    for name, value in plain_attributes(traced).items():
-        setattr(copy, name, value)
-    set_mode(copy, False)
-    return copy
+            tensors[id(tensor)] = tensor.detach().clone()
+    return copy_with(traced, tensors)
 
 
 class ProbedRun(fx.Interpreter):
