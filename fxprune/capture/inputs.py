@@ -119,38 +119,14 @@ def tensors_in(value: Any, label: str) -> Iterator[tuple[str, tuple[Any, ...], T
 
 
 def bind(model: nn.Module, example_inputs: Any) -> Inputs:
-    """Bind a tensor, a tuple or list (positional) or a mapping (keywords) to model.forward."""
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    if isinstance(example_inputs, Mapping):
-        kwargs = dict(example_inputs)
-    elif isinstance(example_inputs, (tuple, list)):
-        args = tuple(example_inputs)
-    else:
-        args = (example_inputs,)
-    signature = inspect.signature(model.forward)
-    try:
-        bound = signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise TraceError(
-            f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}. "
-            "Pass a tensor, a tuple of positional arguments, or a dict of keyword arguments."
-        ) from None
-    names: list[str] = []
-    keys: list[tuple[str, Any]] = []
-    for name, value in bound.arguments.items():
-        kind = signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            names += [f"{name}_{i}" for i in range(len(value))]
-            keys += [(name, i) for i in range(len(value))]
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            names += list(value)
-            keys += [(name, key) for key in value]
-        else:
-            names.append(name)
-            keys.append((name, None))
+    """Bind a tensor, a tuple or list (positional) or a mapping (keywords) to model.forward.
+
+    Raises TraceError if they do not fit its signature, or hold no tensor that capture can see.
+    """
+    bound = _bound(model, example_inputs)
+    places = list(_places(bound))
     leaves: list[Leaf] = []
-    for place, (name, key) in enumerate(zip(names, keys, strict=True)):
+    for place, (name, key) in enumerate(places):
         value = _lookup(bound.arguments, key)
         found = list(tensors_in(value, name))
         known = sum(isinstance(t, Tensor) for t in pytree.tree_leaves(value))
@@ -165,7 +141,39 @@ def bind(model: nn.Module, example_inputs: Any) -> Inputs:
             f"the example inputs of {type(model).__name__} hold no tensor; a capture needs at "
             "least one. Pass the inputs that forward is called with."
         )
-    return Inputs(bound, tuple(names), tuple(keys), tuple(leaves))
+    names, keys = zip(*places, strict=True)
+    return Inputs(bound, names, keys, tuple(leaves))
+
+
+def _bound(model: nn.Module, example_inputs: Any) -> inspect.BoundArguments:
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(example_inputs, Mapping):
+        kwargs = dict(example_inputs)
+    elif isinstance(example_inputs, (tuple, list)):
+        args = tuple(example_inputs)
+    else:
+        args = (example_inputs,)
+    signature = inspect.signature(model.forward)
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TraceError(
+            f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}. "
+            "Pass a tensor, a tuple of positional arguments, or a dict of keyword arguments."
+        ) from None
+
+
+def _places(bound: inspect.BoundArguments) -> Iterator[tuple[str, tuple[str, Any]]]:
+    """For each input of the graph its name, and where it is among the arguments, see `_lookup`."""
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            yield from ((f"{name}_{i}", (name, i)) for i in range(len(value)))
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            yield from ((key, (name, key)) for key in value)
+        else:
+            yield name, (name, None)
 
 
 @dataclass(frozen=True)

@@ -50,42 +50,22 @@ def save(
     a tensor, or tensors without data.
     """
     module, plan = pruned if isinstance(pruned, tuple) else (pruned.module, pruned.plan)
-    table = tensors.table(module)
     graph, reasons = describe(module)
-    plan_text = plan.to_json()
+    content = {
+        "format": files.FORMAT,
+        "version": files.VERSION,
+        "made_with": {"fxprune": _own_version(), "torch": torch.__version__},
+        "original": {"fingerprint": plan.fingerprint},
+        "inputs": inputs_of(module),
+        "tensors": tensors.table(module),
+        "graph": graph,
+        "needs_class": reasons,
+        "training": [name for name, child in module.named_modules() if child.training],
+        "report": _report(pruned),
+    }
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    names = (files.TENSORS, files.PLAN, *[files.BASES] * bool(plan_files.tensors_of(plan)))
-    partial = {name: folder / f"{name}.partial" for name in names}
-    # Written aside and then renamed, so that an interrupted save leaves no half-written file; the
-    # digests tell a file of this save from one of an earlier save.
-    try:
-        metadata = {"plan": files.text_digest(plan_text)}
-        tensors.write(module, partial[files.TENSORS], metadata)
-        partial[files.PLAN].write_text(plan_text, encoding="utf-8")
-        plan_files.write_tensors(plan, partial.get(files.BASES))
-        content = {
-            "format": files.FORMAT,
-            "version": files.VERSION,
-            "made_with": {"fxprune": _own_version(), "torch": torch.__version__},
-            "files": {name: files.file_digest(path) for name, path in partial.items()},
-            "original": {"fingerprint": plan.fingerprint},
-            "inputs": inputs_of(module),
-            "tensors": table,
-            "graph": graph,
-            "needs_class": reasons,
-            "training": [name for name, child in module.named_modules() if child.training],
-            "report": _report(pruned),
-        }
-        partial[files.GRAPH] = folder / f"{files.GRAPH}.partial"
-        partial[files.GRAPH].write_text(files.sealed(content), encoding="utf-8")
-        for name, path in partial.items():
-            os.replace(path, folder / name)
-        if files.BASES not in partial:
-            (folder / files.BASES).unlink(missing_ok=True)  # of an earlier save
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
+    _write(folder, module, plan, content)
     if reasons:
         warnings.warn(
             f"Loading {folder} needs the model's class: {short('; '.join(reasons))}.",
@@ -93,6 +73,32 @@ def save(
             stacklevel=2,
         )
     return tuple(reasons)
+
+
+def _write(folder: Path, module: nn.Module, plan: Plan, content: dict[str, Any]) -> None:
+    """Write all files; `content` is what the graph's says beside the digests of the others.
+
+    Written aside and then renamed, so that an interrupted save leaves no half-written file; the
+    digests tell a file of this save from one of an earlier save.
+    """
+    names = (files.TENSORS, files.PLAN, *[files.BASES] * bool(plan_files.tensors_of(plan)))
+    partial = {name: folder / f"{name}.partial" for name in names}
+    plan_text = plan.to_json()
+    try:
+        tensors.write(module, partial[files.TENSORS], {"plan": files.text_digest(plan_text)})
+        partial[files.PLAN].write_text(plan_text, encoding="utf-8")
+        plan_files.write_tensors(plan, partial.get(files.BASES))
+        digests = {name: files.file_digest(path) for name, path in partial.items()}
+        partial[files.GRAPH] = folder / f"{files.GRAPH}.partial"
+        text = files.sealed({**content, "files": digests})
+        partial[files.GRAPH].write_text(text, encoding="utf-8")
+        for name, path in partial.items():
+            os.replace(path, folder / name)
+        if files.BASES not in partial:
+            (folder / files.BASES).unlink(missing_ok=True)  # of an earlier save
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
 
 
 def _own_version() -> str:
