@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.formulas import broadcast, convolved, joined
+
 Kernel: TypeAlias = Callable[..., Any]
 
 aten = torch.ops.aten
@@ -83,21 +85,6 @@ def comparison(x: Any, y: Any, **kwargs: Any) -> Any:
     return NotImplemented if shape is None else torch.empty(shape, dtype=torch.bool, device="meta")
 
 
-def broadcast(a: Sequence[int], b: Sequence[int]) -> Sequence[int] | None:
-    """The shape to which two shapes broadcast; None if they do not."""
-    if a == b:
-        return a
-    longer, shorter = (a, b) if len(a) >= len(b) else (b, a)
-    lead = len(longer) - len(shorter)
-    shape = list(longer)
-    for at, size in enumerate(shorter, start=lead):
-        if shape[at] == 1:
-            shape[at] = size
-        elif size not in (1, shape[at]):
-            return None
-    return shape
-
-
 def mean(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, **kwargs: Any) -> Any:
     """``mean`` over dimensions."""
     rank = x.dim()
@@ -112,18 +99,8 @@ def mean(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, **kwargs:
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Any:
     """``cat`` of tensors of one rank."""
-    first = tensors[0]
-    rank = first.dim()
-    if not -rank <= dim < rank or not _same(*tensors):
-        return NotImplemented
-    at = dim % rank
-    shapes = [list(t.shape) for t in tensors]
-    if any(len(shape) != rank for shape in shapes):
-        return NotImplemented
-    total = sum(shape[at] for shape in shapes)
-    for shape in shapes:
-        shape[at] = total
-    return _new(first, shapes[0]) if all(s == shapes[0] for s in shapes) else NotImplemented
+    shape = joined([t.shape for t in tensors], dim) if _same(*tensors) else None
+    return NotImplemented if shape is None else _new(tensors[0], shape)
 
 
 def convolution(
@@ -132,23 +109,12 @@ def convolution(
     output_padding: Sequence[int], groups: int,
 ) -> Any:  # fmt: skip
     """``convolution`` with the numbers of every dimension."""
-    rank = x.dim() - 2
-    if transposed or rank < 1 or weight.dim() != x.dim() or not _same(x, weight, bias):
-        return NotImplemented
-    if x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+    if transposed or not x.numel() or not _same(x, weight, bias):
         return NotImplemented
     if bias is not None and bias.shape != weight.shape[:1]:
         return NotImplemented
-    if not len(stride) == len(padding) == len(dilation) == rank:
-        return NotImplemented
-    sizes = [
-        (size + 2 * p - d * (k - 1) - 1) // s + 1
-        for size, p, d, k, s in zip(
-            x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True
-        )
-    ]
-    fits = min(sizes) > 0 and x.numel() > 0
-    return _new(x, (x.shape[0], weight.shape[0], *sizes)) if fits else NotImplemented
+    shape = convolved(x.shape, weight.shape, stride, padding, dilation, groups)
+    return NotImplemented if shape is None else _new(x, shape)
 
 
 def safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:

@@ -18,7 +18,9 @@ PACKAGE = "fxprune"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"axes", "algebra"}),
-    frozenset({"capture", "modules", "stand_ins", "meta", "meta_kernels", "walks", "assembly"}),
+    frozenset(
+        {"capture", "modules", "stand_ins", "meta", "meta_kernels", "formulas", "walks", "assembly"}
+    ),
     frozenset({"rules"}),
     frozenset({"propagate", "lookups", "maskable", "contexts", "roles", "groups", "grouping"})
     | {"analysis", "coverage", "dynamic_sizes", "explanations", "plans", "selection", "slicing"}

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from fxprune.meta_kernels import MetaKernels, broadcast
+from fxprune.formulas import broadcast, convolved, joined
+from fxprune.meta_kernels import MetaKernels
 
 Rule = Callable[..., Any]
 FUNCTIONS: dict[Any, Rule] = {}
@@ -62,20 +63,13 @@ def _conv(module: _ConvNd, x: Any) -> Any:
     weight = module.weight
     if not isinstance(x, Tensor) or isinstance(module, _ConvTransposeNd):
         return None
-    if x.dim() != weight.dim() or x.shape[1] != module.in_channels or not _plain(x, weight):
+    padding = module.padding
+    if isinstance(padding, str) or not _plain(x, weight) or x.dim() != weight.dim():
         return None
-    if isinstance(module.padding, str) or weight.shape[1] * module.groups != x.shape[1]:
+    if x.shape[1] != module.in_channels or not _sized(weight.shape[:1], module.bias):
         return None
-    if weight.shape[0] % module.groups or not _sized(weight.shape[:1], module.bias):
-        return None
-    sizes = [
-        (s + 2 * p - d * (k - 1) - 1) // st + 1
-        for s, p, d, k, st in zip(
-            x.shape[2:], module.padding, module.dilation, weight.shape[2:], module.stride,
-            strict=True,
-        )
-    ]  # fmt: skip
-    return _new(x, (x.shape[0], weight.shape[0], *sizes)) if min(sizes) > 0 else None
+    shape = convolved(x.shape, weight.shape, module.stride, padding, module.dilation, module.groups)
+    return None if shape is None else _new(x, shape)
 
 
 def _batch_norm(module: _BatchNorm, x: Any) -> Any:
@@ -122,34 +116,25 @@ def _group_norm(module: nn.GroupNorm, x: Any) -> Any:
 
 
 def _binary(x: Any, y: Any) -> Any:
-    """Arithmetic on contiguous floating tensors whose result has the shape of one of them."""
+    """Arithmetic on contiguous floating tensors, or on one and a number."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or not _plain(x):
         return None
     if type(y) in (int, float):
         return _new(x, x.shape)
-    if not isinstance(y, Tensor) or not _plain(x, y) or x.dim() < y.dim():
-        return None
-    tail = x.shape[x.dim() - y.dim() :]
-    fits = all(b in (1, a) for a, b in zip(tail, y.shape, strict=True))
-    return _new(x, x.shape) if fits else None
+    shape = broadcast(x.shape, y.shape) if isinstance(y, Tensor) and _plain(x, y) else None
+    return None if shape is None else _new(x, shape)
 
 
 def _binary_in_place(x: Any, y: Any) -> Any:
-    return None if _binary(x, y) is None else x
+    result = _binary(x, y)
+    return None if result is None or result.shape != x.shape else x
 
 
 def _cat(tensors: Any, dim: Any = 0) -> Any:
     if not isinstance(tensors, (list, tuple)) or not tensors:
         return None
-    first = tensors[0]
-    if not _plain(*tensors) or any(t.dim() != first.dim() for t in tensors) or not first.dim():
-        return None
-    at = dim % first.dim()
-    shapes = [list(t.shape) for t in tensors]
-    total = sum(shape[at] for shape in shapes)
-    for shape in shapes:
-        shape[at] = total
-    return _new(first, shapes[0]) if all(shape == shapes[0] for shape in shapes) else None
+    shape = joined([t.shape for t in tensors], dim) if _plain(*tensors) else None
+    return None if shape is None else _new(tensors[0], shape)
 
 
 def _attention(
