@@ -25,7 +25,8 @@ def test_two_processes_agree_bit_by_bit_and_with_one(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fxprune.LeftWholeWarning)
         alone = rank.results()
-    assert len(alone) == 2 * len(rank.NAMES) + 6
+    assert len(alone) == 2 * len(rank.NAMES) + 7
+    assert any(name.endswith("running_var") for name in alone["compensated"])
     assert first.keys() == second.keys() == alone.keys()
     for name, expected in alone.items():
         if isinstance(expected, str):
