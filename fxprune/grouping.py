@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -16,6 +16,9 @@ from fxprune.maskable import flagged_atoms
 from fxprune.propagate import Propagation
 from fxprune.roles import Roles, roles_of
 from fxprune.unit_maps import UnitMaps
+
+_Place = tuple[str, int, tuple[int, ...]]
+"""A tensor, a dimension of it, and which factor of which factor of that."""
 
 
 @dataclass
@@ -61,7 +64,7 @@ class _Grouping:
         self.flags = flagged_atoms(propagation)
         self.looked_up = frozenset(followed(propagation.records).values())
         self.layouts = {name: layout for name, layout in propagation.layouts.items() if layout}
-        self.usage: dict[Atom, Counter[tuple[str, int]]] = {}
+        self.usage: dict[Atom, Counter[_Place]] = {}
         self._collect()
         self.drafts = self._draft()
         self.draft_of = {atom: draft for draft in self.drafts for atom in draft.atoms}
@@ -69,13 +72,16 @@ class _Grouping:
     def _collect(self) -> None:
         for name, layout in self.layouts.items():
             for dim, axis in enumerate(layout):
-                for atom in leaves(axis):
-                    self.usage.setdefault(atom, Counter())[(name, dim)] += 1
+                for atom, level in _levels(axis, ()):
+                    self.usage.setdefault(atom, Counter())[(name, dim, level)] += 1
 
     def _draft(self) -> list[_Draft]:
-        """One group per atom; single units with the same memberships form one group."""
+        """One group per atom; single units with the same memberships form one group.
+
+        Rows and columns of a product stay apart: of each, a unit must be left.
+        """
         drafts: list[_Draft] = []
-        families: dict[frozenset[tuple[tuple[str, int], int]], _Draft] = {}
+        families: dict[frozenset[tuple[_Place, int]], _Draft] = {}
         for atom, places in self.usage.items():
             if atom.size == 1 and atom.reason is None:
                 signature = frozenset(places.items())
@@ -88,7 +94,7 @@ class _Grouping:
                 drafts.append(_Draft([atom]))
         taken: Counter[str] = Counter()
         for draft in drafts:
-            draft.members = list(self.usage[draft.atoms[0]])
+            draft.members = list(dict.fromkeys(p[:2] for p in self.usage[draft.atoms[0]]))
             name, dim = draft.members[0]
             base = f"{name}:{dim}"
             draft.name = base if not taken[base] else f"{base}#{taken[base]}"
@@ -215,6 +221,20 @@ def make_members(
     raise AnalysisError(
         f"{name!r}: dimension {dim} has units per context, but no context {context!r}."
     )
+
+
+def _levels(axis: Axis, level: tuple[int, ...]) -> Iterator[tuple[Atom, tuple[int, ...]]]:
+    """Each atom occurrence of a dimension, and which factor it is in the products around it."""
+    axis = find(axis)
+    if isinstance(axis, Concat):
+        for segment in segments_of(axis):
+            yield from _levels(segment, level)
+    elif isinstance(axis, Product):
+        for position, factor in enumerate(factors_of(axis)):
+            yield from _levels(factor, (*level, position))
+    else:
+        for atom in leaves(axis):
+            yield atom, level
 
 
 def _offsets(atoms: Sequence[Atom]) -> dict[int, int]:
