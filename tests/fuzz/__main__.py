@@ -61,10 +61,11 @@ def _chunks(given: argparse.Namespace, seed: int, tally: Tally) -> Iterator[tupl
 def _report(tally: Tally, cpu: float, wall: float) -> list[str]:
     """Print what was covered; returns what is missing."""
     total = max(tally.checked, 1)
-    share = 1 - tally.groups[0] / total
+    share = (tally.checked - tally.groups[0]) / max(tally.checked + tally.refused.total(), 1)
     print(f"{tally.checked} programs with a plan each, {len(tally.programs)} of them distinct")
     print(f"{cpu:.0f} s of processor time, {wall:.0f} s in all, {1000 * cpu / total:.0f} ms each")
-    print(f"{share:.1%} have a group to prune; {tally.pruned / total:.1%} of the plans prune")
+    print(f"{share:.1%} have a group to prune, the refused counted as without; ", end="")
+    print(f"{tally.pruned / total:.1%} of the plans prune")
     print("groups per program: ", end="")
     print(", ".join(f"{n}: {tally.groups[n] / total:.1%}" for n in sorted(tally.groups)))
     refused = tally.refused.total()

@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 import fxprune
 from fxprune import Analysis, Group, PruningPlan
+from fxprune.axes import Atom
+from fxprune.contexts import contexts
 from tests.fuzz import reference
 from tests.fuzz.program import Program
 
@@ -37,6 +39,11 @@ class Case:
         names = {group.name for group in self.analysis.groups if group.maskable}
         return {name: rows for name, rows in self.kept.items() if name in names}
 
+    @cached_property
+    def allowed_contexts(self) -> Mapping[Atom, frozenset[Atom]]:
+        """Per atom, those that could be its contexts."""
+        return contexts(self.analysis.propagation)
+
     def rows(self, group: Group) -> Sequence[Sequence[int]]:
         """The kept units of a group, per context."""
         return reference.rows_of(group, self.kept)
@@ -56,7 +63,8 @@ class Case:
 
     @cached_property
     def masked_pruned(self) -> fx.GraphModule:
-        return fxprune.rewrite(self.traced, self.masked_plan)
+        same = self.masked_plan == self.plan
+        return self.pruned if same else fxprune.rewrite(self.traced, self.masked_plan)
 
     def keep(self, kept: Mapping[str, Any]) -> dict[str, Any]:
         """Which entries of each parameter stay: computed here, not by the library."""

@@ -154,13 +154,15 @@ def same_groups_again(case: Case) -> None:
     if any(len(row) < 2 for group in case.analysis.groups for row in case.rows(group)):
         raise Silent("a dimension of size 1 is a constant")
     found, wanted = Counter[Any](), Counter[Any]()
+    loose = {_signature(g, 0) for g in case.analysis.groups if _has_other_contexts(case, g)}
     for group in fxprune.analyze(trace(case.pruned, case.program)).groups:
-        found[_signature(group, group.contexts)] += group.size
+        contexts = 0 if _signature(group, 0) in loose else group.contexts
+        found[_signature(group, contexts)] += group.size
     alone = set()
     for group in case.analysis.groups:
         around = _group_of_contexts(case.analysis, group)
         contexts = len(case.kept[around]) if around in case.kept else group.contexts
-        signature = _signature(group, contexts)
+        signature = _signature(group, 0 if _signature(group, 0) in loose else contexts)
         wanted[signature] += len(case.rows(group)[0])
         if _of_single_units(case.analysis, group):
             alone.add(signature)
@@ -200,19 +202,34 @@ def _composed(
     try:
         return second, fxprune.compose(case.plan, second)
     except PlanError:
-        merged = [g for g in analysis.groups if g.name in kept and _merges(case.analysis, g)]
+        merged = [g for g in analysis.groups if g.name in kept and _merges(case, g)]
         if not merged:
             raise
     rest = {name: rows for name, rows in kept.items() if name != merged[0].name}
     return _composed(case, analysis, rest)
 
 
-def _merges(analysis: Analysis, group: Group) -> bool:
-    """True if units alike those of a later group are in several groups, or in none."""
+def _merges(case: Case, group: Group) -> bool:
+    """True if units alike those of a later group are in several groups, in none, or in one that
+    may have other contexts.
+    """
+    analysis = case.analysis
     alike = [g for g in analysis.groups if _signature(g, 1) == _signature(group, 1)]
-    single = any(_of_single_units(analysis, g) for g in alike)
+    single = any(_of_single_units(analysis, g) or _has_other_contexts(case, g) for g in alike)
     places = {f"{member.parameter}:{member.dim}" for member in group.members}
     return len(alike) > 1 or single or not places.isdisjoint(_places_of_lone_units(analysis))
+
+
+def _has_other_contexts(case: Case, group: Group) -> bool:
+    """True if several dimensions could be the contexts of a group.
+
+    The largest is taken, and pruning may make it another one.
+    """
+    units = case.analysis.grouped.units
+    return any(
+        units.get(atom.key, ("",))[0] == group.name and len(around) > 1
+        for atom, around in case.allowed_contexts.items()
+    )
 
 
 def _places_of_lone_units(analysis: Analysis) -> set[str]:

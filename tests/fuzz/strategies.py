@@ -17,11 +17,13 @@ MAX_STEPS = 7
 MIN_STEPS = 1
 _ROWS = tuple(TABLE.values())
 _INPUTS = {
-    "BCHW": ((3, 4, 4), (1, 5, 3), (2, 6, 4)),
-    "BCT": ((3, 5), (1, 4)),
-    "BTC": ((4, 3), (3, 5), (1, 4)),
-    "BC": ((4,), (3,)),
-    "BT": ((4,), (3,)),
+    "BCHW": ((3, 4, 4), (1, 5, 3), (2, 6, 4), (4, 1, 3)),
+    "BCT": ((3, 5), (1, 4), (2, 1)),
+    "BTC": ((4, 3), (3, 5), (1, 4), (2, 1)),
+    "BC": ((4,), (3,), (1,)),
+    "BT": ((4,), (3,), (1,)),
+    "BHWC": ((4, 4, 3), (2, 6, 1), (1, 2, 4)),
+    "BCTHW": ((2, 3, 4, 3), (1, 2, 1, 4), (3, 1, 4, 2)),
 }
 
 assert ops
@@ -55,7 +57,7 @@ def _begin(b: Builder) -> None:
     if kind == "BT":
         write(b, b.pick([row for row in _ROWS if "BT" in row.kinds]), value)
     else:
-        b.emit(kind, project(b, b.use(value), b.width()))
+        b.emit(kind, project(b, b.use(value), b.between(4, 10)))
 
 
 @st.composite
@@ -63,7 +65,7 @@ def _step(draw: st.DrawFn, b: Builder) -> None:
     """One row of the table, written for one of the last values. Shrinks by leaving out a row."""
     b.choose = lambda below: draw(_below(below))
     value = b.values[-1 - b.choose(min(len(b.values), 4))]
-    rows = [row for row in _ROWS if row.suits(b, value)]
+    rows = [row for row in _ROWS if row.suits(b, value) for _ in range(row.weight)]
     write(b, b.pick(rows), value)
 
 
@@ -87,12 +89,12 @@ def _finish(b: Builder) -> Program:
 def _head(b: Builder, value: Value) -> str:
     """A last layer on the value, its entries or its mean; or none: then its channels stay."""
     space = tuple(d for d, letter in enumerate(value.kind) if letter not in "BC")
-    match b.choose(8):
-        case 7:
+    match b.choose(32):
+        case 31:
             return value.name
-        case 6 if space:
+        case 27 | 28 | 29 | 30 if space:
             return b.temp("BC", project(b, b.temp("BC", f"{value}.mean({space})"), 3)).name
-        case 5 if space:
+        case 23 | 24 | 25 | 26 if space:
             return b.temp("BC", project(b, b.temp("BC", f"{value}.flatten(1)"), 3)).name
     return b.temp(value.kind, project(b, value, 3)).name
 

@@ -10,7 +10,10 @@ from tests.fuzz.program import Builder, Value
 When = Callable[[Builder, Value], bool]
 Write = Callable[[Builder, Value], None]
 
-CONVOLUTION = {"BCHW": "2d", "BCT": "1d"}
+FIRST = "BCHW BCT BCTHW"
+LAST = "BTC BC BHWC"
+ANY = f"{FIRST} {LAST}"
+CONVOLUTION = {"BCHW": "2d", "BCT": "1d", "BCTHW": "3d"}
 ACTIVATIONS = (
     "torch.tanh",
     "F.gelu",
@@ -25,12 +28,19 @@ ACTIVATIONS = (
 
 @dataclass(frozen=True)
 class Op:
-    """One row: `write` emits the op's lines for an operand of one of `kinds` that suits `when`."""
+    """One row: `write` emits the op's lines for an operand of one of `kinds` that suits `when`.
+
+    A row for one layout is drawn more often than a row for all of them: then each occurs as often.
+    """
 
     name: str
     kinds: tuple[str, ...]
     write: Write
     when: When
+
+    @property
+    def weight(self) -> int:
+        return len(ANY.split()) // len(self.kinds)
 
     def suits(self, builder: Builder, value: Value) -> bool:
         return value.kind in self.kinds and self.when(builder, value)

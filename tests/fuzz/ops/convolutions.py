@@ -3,51 +3,58 @@
 from __future__ import annotations
 
 from tests.fuzz.program import Builder, Value
-from tests.fuzz.table import CONVOLUTION, activation, op, project, projection, several
+from tests.fuzz.table import (
+    ANY,
+    CONVOLUTION,
+    FIRST,
+    LAST,
+    activation,
+    op,
+    project,
+    projection,
+    several,
+)
 
-ANY = "BCHW BCT BTC BC BHWC"
-LAST = "BTC BC BHWC"
 
-
-@op("BCHW BCT")
+@op(FIRST)
 def conv(b: Builder, x: Value) -> None:
     b.emit(x.kind, project(b, x, b.width(), b.flag()))
 
 
-@op("BCHW BCT", several("C"))
+@op(FIRST, several("C"))
 def grouped_conv(b: Builder, x: Value) -> None:
     groups = b.divisor(x["C"], 2)
     source = f"nn.Conv{CONVOLUTION[x.kind]}({x['C']}, {b.width(groups)}, 3, padding=1"
     b.emit(x.kind, b.call(f"{source}, groups={groups}, bias={b.flag()})", x))
 
 
-@op("BCHW BCT")
+@op(FIRST)
 def depthwise_conv(b: Builder, x: Value) -> None:
     out, groups = x["C"] * b.between(1, 2), x["C"]
     source = f"nn.Conv{CONVOLUTION[x.kind]}({groups}, {out}, 3, padding=1, groups={groups})"
     b.emit(x.kind, b.call(source, x))
 
 
-@op("BCHW BCT")
+@op(FIRST)
 def dilated_conv(b: Builder, x: Value) -> None:
     source = f"nn.Conv{CONVOLUTION[x.kind]}({x['C']}, {b.width()}, 3, padding=2, dilation=2)"
     b.emit(x.kind, b.call(source, x))
 
 
-@op("BCHW BCT", lambda b, x: x.shape[-1] > 2)
+@op(FIRST, lambda b, x: x.shape[-1] > 2)
 def strided_conv(b: Builder, x: Value) -> None:
     source = f"nn.Conv{CONVOLUTION[x.kind]}({x['C']}, {b.width()}, 3, stride=2, padding=1)"
     b.emit(x.kind, b.call(source, x))
 
 
-@op("BCHW BCT", lambda b, x: b.small(*x.shape, 8))
+@op(FIRST, lambda b, x: b.small(*x.shape, 8))
 def transposed_conv(b: Builder, x: Value) -> None:
     groups = b.divisor(x["C"]) if b.flag() else 1
     source = f"nn.ConvTranspose{CONVOLUTION[x.kind]}({x['C']}, {b.width(groups)}, 2, stride=2"
     b.emit(x.kind, b.call(f"{source}, groups={groups})", x))
 
 
-@op("BCHW BCT")
+@op(FIRST)
 def functional_conv(b: Builder, x: Value) -> None:
     out, taps = b.width(), (3,) * (len(x.kind) - 2)
     weight, bias = b.parameter(out, x["C"], *taps), b.parameter(out, stem="bias")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from tests.fuzz.program import Builder, Value
-from tests.fuzz.table import even, op, several
-
-ANY = "BCHW BCT BTC BC BHWC"
+from tests.fuzz.table import ANY, FIRST, even, op, project, several
 
 
 def sliced(x: Value, inside: str) -> str:
@@ -54,12 +52,12 @@ def rotate_halves(b: Builder, x: Value) -> None:
     b.emit(x.kind, f"torch.cat([-{right}, {left}], dim={x.dim('C')})")
 
 
-@op("BCHW BCT")
+@op(FIRST)
 def flatten(b: Builder, x: Value) -> None:
     b.emit("BC", f"{x}.flatten(1)")
 
 
-@op("BCHW")
+@op("BCHW BCTHW")
 def to_tokens(b: Builder, x: Value) -> None:
     b.emit("BTC", f"{x}.flatten(2).transpose(1, 2)")
 
@@ -87,6 +85,23 @@ def to_image(b: Builder, x: Value) -> None:
     y = f"{x}.transpose(1, 2)"
     view = f"{y}.reshape({x}.shape[0], {b.size(x, 'C')}, {sizes})"
     b.emit("BCHW", b.pick((f"{y}.unflatten(2, ({sizes}))", view)))
+
+
+@op("BCHW")
+def image_to_video(b: Builder, x: Value) -> None:
+    """Rows become time, or there is one frame."""
+    b.emit("BCTHW", b.pick((f"{x}.unsqueeze(2)", f"{x}.unsqueeze(3)", f"{x}.unsqueeze(-1)")))
+
+
+@op("BCTHW")
+def frame(b: Builder, x: Value) -> None:
+    """One frame of a video, or their mean."""
+    b.emit("BCHW", b.pick((f"{x}[:, :, {b.between(0, x['T'] - 1)}]", f"{x}.mean(2)")))
+
+
+@op("BCTHW")
+def frames_to_channels(b: Builder, x: Value) -> None:
+    b.emit("BCHW", f"{x}.flatten(1, 2)")
 
 
 @op("BHWC")
@@ -120,7 +135,7 @@ def fold_rows_into_channels(b: Builder, x: Value) -> None:
     b.emit("BCT", f"{x}.flatten(1, 2)")
 
 
-@op("BCHW BCT BHWC BTC BC", several("C"))
+@op(ANY, several("C"))
 def regroup(b: Builder, x: Value) -> None:
     """Channels as a grid, transposed and flattened again: ShuffleNet's shuffle."""
     dim, groups = x.dim("C"), b.divisor(x["C"], 2)
@@ -135,8 +150,11 @@ def channel_shuffle(b: Builder, x: Value) -> None:
     b.emit("BCHW", functional if b.flag() else b.call(f"nn.ChannelShuffle({groups})", x))
 
 
-@op("BCHW", lambda b, x: x["C"] % 4 == 0)
+@op("BCHW")
 def pixel_shuffle(b: Builder, x: Value) -> None:
+    """The channels must be a multiple of four in number; else a layer makes them so."""
+    if x["C"] % 4:
+        x = b.temp(x.kind, project(b, x, b.width(4)))
     b.emit("BCHW", b.pick((f"F.pixel_shuffle({x}, 2)", b.call("nn.PixelShuffle(2)", x))))
 
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from tests.fuzz.program import Builder, Value
-from tests.fuzz.table import CONVOLUTION, even, op, per_channel
-
-LAST = "BTC BC BHWC"
-FIRST = "BCHW BCT"
-ANY = "BCHW BCT BTC BC BHWC"
+from tests.fuzz.table import ANY, CONVOLUTION, FIRST, LAST, even, op, per_channel
 
 
-@op("BCHW BCT BC")
+@op(f"{FIRST} BC")
 def batch_norm(b: Builder, x: Value) -> None:
     rank = CONVOLUTION.get(x.kind, "1d")
     b.emit(x.kind, b.call(f"nn.BatchNorm{rank}({x['C']}, affine={b.flag()})", x))
@@ -23,7 +19,7 @@ def functional_batch_norm(b: Builder, x: Value) -> None:
     b.emit(x.kind, f"F.batch_norm({x}, {mean}, {var}.exp(), {weight})")
 
 
-@op("BCHW BCT BC", lambda b, x: x["C"] > 1 or len(x.kind) > 2)
+@op(f"{FIRST} BC", lambda b, x: x["C"] > 1 or len(x.kind) > 2)
 def group_norm(b: Builder, x: Value) -> None:
     groups = b.divisor(x["C"] if len(x.kind) > 2 else max(x["C"] // 2, 1))
     if x["C"] % groups:
@@ -31,7 +27,7 @@ def group_norm(b: Builder, x: Value) -> None:
     b.emit(x.kind, b.call(f"nn.GroupNorm({groups}, {x['C']}, affine={b.flag()})", x))
 
 
-@op("BCHW BCT", even("C"))
+@op(FIRST, even("C"))
 def functional_group_norm(b: Builder, x: Value) -> None:
     weight = b.parameter(x["C"], stem="scale")
     b.emit(x.kind, f"F.group_norm({x}, 2, {weight}, None)")
@@ -103,7 +99,7 @@ def global_response_norm(b: Builder, x: Value) -> None:
     b.emit("BCHW", f"{scale} * ({x} * {share}) + {bias} + {x}")
 
 
-@op("BCHW BCT")
+@op(FIRST)
 def weight_standardised_conv(b: Builder, x: Value) -> None:
     out, taps = b.width(), (2,) * (len(x.kind) - 2)
     weight = b.parameter(out, x["C"], *taps)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from tests.fuzz.program import Builder, Value
-from tests.fuzz.table import activation, even, op, per_channel, project
-
-ANY = "BCHW BCT BTC BC BHWC"
+from tests.fuzz.table import ANY, FIRST, activation, even, op, per_channel, project
 
 
 def partnered(b: Builder, x: Value) -> bool:
@@ -95,7 +93,7 @@ def add_whole_parameter(b: Builder, x: Value) -> None:
     b.emit(x.kind, f"{x} + {b.parameter(1, *x.shape[1:], stem='table')}")
 
 
-@op("BCHW BCT BC")
+@op(f"{FIRST} BC")
 def prelu(b: Builder, x: Value) -> None:
     b.emit(x.kind, b.call(f"nn.PReLU({b.pick((x['C'], 1))})", x))
 

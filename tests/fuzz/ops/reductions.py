@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tests.fuzz.program import Builder, Value
-from tests.fuzz.table import activation, op, project, several
+from tests.fuzz.table import ANY, FIRST, activation, op, project, several
 
-ANY = "BCHW BCT BTC BC BHWC"
+SPACIOUS = ANY.replace(" BC ", " ")
 OVER = ("mean", "sum", "amax", "amin", "logsumexp", "prod")
 
 
@@ -16,12 +16,12 @@ def scale_by_reduction(b: Builder, x: Value) -> None:
     b.emit(x.kind, f"{x} * torch.tanh({x}.{name}({x.dim('C')}, keepdim=True))")
 
 
-@op("BCHW BCT BTC BHWC", several("C"))
+@op(SPACIOUS, several("C"))
 def reduce_channels(b: Builder, x: Value) -> None:
     """The channels are reduced away; what is left has other channels."""
     name = b.pick((*OVER, "var", "std", "norm"))
     argument = f"dim={x.dim('C')}" + ", correction=0" * (name in ("var", "std"))
-    kinds = {"BCHW": "BCT", "BHWC": "BCT", "BCT": "BC", "BTC": "BC"}
+    kinds = {"BCTHW": "BCHW", "BCHW": "BCT", "BHWC": "BCT", "BCT": "BC", "BTC": "BC"}
     b.emit(kinds[x.kind], f"{x}.{name}({argument})")
 
 
@@ -54,7 +54,7 @@ def cumulative_sum(b: Builder, x: Value) -> None:
     b.emit(x.kind, f"{x}.cumsum({x.dim(b.pick('TC'))})")
 
 
-@op("BCHW BHWC BCT BTC")
+@op(SPACIOUS)
 def global_pool(b: Builder, x: Value) -> None:
     dims = tuple(d for d, letter in enumerate(x.kind) if letter not in "BC")
     b.emit("BC", f"{x}.{b.pick(('mean', 'sum', 'amax'))}({dims})")
@@ -87,7 +87,7 @@ def squeeze_and_excite(b: Builder, x: Value) -> None:
     b.emit("BCHW", f"{x} * torch.sigmoid({b.call(up, gate)})")
 
 
-@op("BCHW BCT")
+@op(FIRST)
 def squeeze_by_linear(b: Builder, x: Value) -> None:
     """The gate is a vector that is viewed back to the rank of what it gates."""
     space = tuple(range(2, len(x.kind)))
@@ -106,7 +106,7 @@ def efficient_channel_gate(b: Builder, x: Value) -> None:
     b.emit("BCHW", f"{x} * torch.sigmoid({gate}).transpose(1, 2).unsqueeze(-1)")
 
 
-@op("BCHW BCT")
+@op(FIRST)
 def spatial_gate(b: Builder, x: Value) -> None:
     """CBAM's: mean and maximum over channels gate every position."""
     mean, top = f"{x}.mean(1, keepdim=True)", f"{x}.amax(1, keepdim=True)"
@@ -114,17 +114,28 @@ def spatial_gate(b: Builder, x: Value) -> None:
     b.emit(x.kind, f"{x} * torch.sigmoid({project(b, both, 1)})")
 
 
-@op("BCHW BCT", lambda b, x: any(v.kind == "BC" for v in b.values))
+def vector(b: Builder, x: Value) -> Value:
+    """A vector of the program, or else the mean of `x` over its positions."""
+    vectors = [v for v in b.values if v.kind == "BC"]
+    if vectors:
+        return b.use(b.pick(vectors))
+    dims = tuple(d for d, letter in enumerate(x.kind) if letter not in "BC")
+    return b.temp("BC", f"{x}.mean({dims})")
+
+
+@op(FIRST)
 def film(b: Builder, x: Value) -> None:
     """A vector scales and shifts the channels: the halves of one layer's result."""
-    vector = b.use(b.pick([v for v in b.values if v.kind == "BC"]))
-    scale, shift = b.temps(("BC", "BC"), f"{project(b, vector, 2 * x['C'])}.chunk(2, dim=1)")
+    scale, shift = b.temps(("BC", "BC"), f"{project(b, vector(b, x), 2 * x['C'])}.chunk(2, dim=1)")
     ones = "[..., None]" * (len(x.kind) - 2)
     b.emit(x.kind, f"{x} * (1 + {scale}{ones}) + {shift}{ones}")
 
 
-@op("BTC BCT BHWC BCHW", lambda b, x: any(v.kind == "BC" and v["C"] == x["C"] for v in b.values))
+@op(SPACIOUS)
 def add_vector(b: Builder, x: Value) -> None:
-    vector = b.use(b.pick([v for v in b.values if v.kind == "BC" and v["C"] == x["C"]]))
+    """A vector is added at every position; a layer brings it to the width if need be."""
+    added = vector(b, x)
+    if added["C"] != x["C"]:
+        added = b.temp("BC", project(b, added, x["C"]))
     index = ", ".join(":" if letter in "BC" else "None" for letter in x.kind)
-    b.emit(x.kind, f"{x} + {vector}[{index}]")
+    b.emit(x.kind, f"{x} + {added}[{index}]")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from tests.fuzz.program import Builder, Value
-from tests.fuzz.table import CONVOLUTION, op, project
+from tests.fuzz.table import CONVOLUTION, FIRST, op, project
 
 
 def spacious(b: Builder, x: Value) -> bool:
     return min(x.shape[2:]) > 2
 
 
-@op("BCHW BCT", spacious)
+def checked(b: Builder, x: Value) -> bool:
+    """Both sizes are even."""
+    return x["H"] % 2 == 0 and x["W"] % 2 == 0
+
+
+@op(FIRST, spacious)
 def pool(b: Builder, x: Value) -> None:
     rank = CONVOLUTION[x.kind]
     modules = [b.pick((f"nn.MaxPool{rank}(2)", f"nn.AvgPool{rank}(3, stride=1, padding=1)"))]
@@ -18,20 +23,20 @@ def pool(b: Builder, x: Value) -> None:
     b.emit(x.kind, b.pick(functions) if b.flag() else b.call(modules[0], x))
 
 
-@op("BCHW BCT", lambda b, x: b.small(*x.shape, 8))
+@op(FIRST, lambda b, x: b.small(*x.shape, 8))
 def interpolate(b: Builder, x: Value) -> None:
-    mode = b.pick(("nearest", {"BCHW": "bilinear", "BCT": "linear"}[x.kind]))
+    mode = b.pick(("nearest", {"BCTHW": "trilinear", "BCHW": "bilinear", "BCT": "linear"}[x.kind]))
     b.emit(x.kind, f'F.interpolate({x}, scale_factor=2, mode="{mode}")')
 
 
-@op("BCHW BCT", lambda b, x: min(x.shape[2:]) > 1)
+@op(FIRST, lambda b, x: min(x.shape[2:]) > 1)
 def pad_space(b: Builder, x: Value) -> None:
     pads = (1, 0) * (len(x.kind) - 2)
     mode = b.pick(("", ', mode="reflect"', ', mode="replicate"', ", value=0.5"))
     b.emit(x.kind, f"F.pad({x}, {pads}{mode})")
 
 
-@op("BCHW BCT", spacious)
+@op(FIRST, spacious)
 def crop_and_add(b: Builder, x: Value) -> None:
     """A convolution without padding; the shortcut is cropped to fit."""
     conv = b.call(f"nn.Conv{CONVOLUTION[x.kind]}({x['C']}, {x['C']}, 3)", x)
@@ -48,7 +53,7 @@ def separable(b: Builder, x: Value) -> None:
     b.emit("BCHW", f"{tall} + {wide}")
 
 
-@op("BCHW", lambda b, x: x["H"] % 2 == 0 and x["W"] % 2 == 0 and x["H"] > 2)
+@op("BCHW", lambda b, x: checked(b, x) and x["H"] > 2)
 def down_and_up(b: Builder, x: Value) -> None:
     """A small U-Net: down, up again by a transposed convolution, joined with the shortcut."""
     inner, back = b.width(), b.width()
@@ -65,7 +70,7 @@ def pyramid(b: Builder, x: Value) -> None:
     b.emit("BCHW", f"torch.cat([{x}, F.interpolate({small}, size={size})], 1)")
 
 
-@op("BHWC", lambda b, x: x["H"] % 2 == 0 and x["W"] % 2 == 0)
+@op("BHWC", checked)
 def windows(b: Builder, x: Value) -> None:
     """Swin's windows of 2 x 2, mixed by a layer and taken back."""
     h, w, c = (b.size(x, letter) for letter in "HWC")
@@ -76,7 +81,7 @@ def windows(b: Builder, x: Value) -> None:
     b.emit("BHWC", f"{x} + {back}.reshape({x}.shape)")
 
 
-@op("BHWC", lambda b, x: x["H"] % 2 == 0 and x["W"] % 2 == 0)
+@op("BHWC", checked)
 def merge_patches(b: Builder, x: Value) -> None:
     """Swin's patch merging: four strided slices side by side."""
     parts = ", ".join(f"{x}[:, {i}::2, {j}::2]" for i in (0, 1) for j in (0, 1))
