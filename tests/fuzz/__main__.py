@@ -21,7 +21,7 @@ from tests.fuzz.properties import PROPERTIES
 from tests.fuzz.search import Tally, search
 from tests.fuzz.table import TABLE
 
-CHUNK = 150
+CHUNK = 500
 LEAST_SHARE = 0.9
 
 
