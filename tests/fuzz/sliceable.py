@@ -5,24 +5,44 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from tests.fuzz import ops
 from tests.fuzz.program import VOCABULARY, Builder, Program, Value
-from tests.fuzz.table import Write
+from tests.fuzz.table import TABLE, Op, Write
 
-ROWS: dict[str, tuple[tuple[str, ...], Write]] = {}
+assert ops  # the table is full
+
+ROWS: dict[str, Op] = {
+    name: TABLE[name]
+    for name in (
+        *("functional_linear", "matmul_weight", "tied_weight", "flip", "flip_and_add"),
+        *("flatten", "flatten_tokens", "transpose"),
+    )
+}
+"""The rows that programs are written by: of all programs those that hold no sizes, and some that
+are made for small ones."""
 
 
 def row(kinds: str) -> Callable[[Write], Write]:
     """Register a row for operands of these kinds (BC vectors, BTC tokens, BCT sequences)."""
 
     def register(write: Write) -> Write:
-        ROWS[write.__name__] = tuple(kinds.split()), write
+        name = write.__name__
+        ROWS[name] = Op(name, tuple(kinds.split()), write, lambda b, x: True)
         return write
 
     return register
 
 
-def small(b: Builder) -> int:
-    return b.between(2, 3)
+class SmallBuilder(Builder):
+    """Widths that brute force can bear, and sizes that are read from shapes."""
+
+    def width(self, multiple: int = 1, high: int = 3) -> int:
+        """A number of channels."""
+        return super().width(multiple, 3)
+
+    def flag(self) -> bool:
+        """Always: of a literal and a shape, `size` takes the shape."""
+        return True
 
 
 def projected(b: Builder, x: Value, out: int) -> str:
@@ -34,13 +54,7 @@ def projected(b: Builder, x: Value, out: int) -> str:
 
 @row("BC BTC BCT")
 def layer(b: Builder, x: Value) -> None:
-    b.emit(x.kind, f"torch.tanh({projected(b, x, small(b))})")
-
-
-@row("BC BTC")
-def layer_with_bias(b: Builder, x: Value) -> None:
-    out = small(b)
-    b.emit(x.kind, f"F.linear({x}, {b.parameter(out, x['C'])}, {b.parameter(out, stem='bias')})")
+    b.emit(x.kind, f"torch.tanh({projected(b, x, b.width())})")
 
 
 @row("BC BTC BCT")
@@ -55,7 +69,7 @@ def gate(b: Builder, x: Value) -> None:
 
 @row("BC BTC BCT")
 def joined(b: Builder, x: Value) -> None:
-    new = projected(b, x, small(b))
+    new = projected(b, x, b.width())
     b.emit(x.kind, f"torch.cat([{x}, torch.tanh({new})], {x.dim('C')})")
 
 
@@ -88,16 +102,6 @@ def halves(b: Builder, x: Value) -> None:
 
 
 @row("BC BTC BCT")
-def mirrored(b: Builder, x: Value) -> None:
-    b.emit(x.kind, f"{x} + 0.5 * {x}.flip({x.dim('C')})")
-
-
-@row("BC BTC BCT")
-def reversed_channels(b: Builder, x: Value) -> None:
-    b.emit(x.kind, f"torch.tanh({x}.flip({x.dim('C')}))")
-
-
-@row("BC BTC BCT")
 def mean_removed(b: Builder, x: Value) -> None:
     """A whole sum would cancel the channel itself: that is arithmetic, not structure."""
     b.emit(x.kind, f"{x} - 0.3 * {x}.sum({x.dim('C')}, keepdim=True)")
@@ -109,17 +113,11 @@ def squared(b: Builder, x: Value) -> None:
     b.emit("BC", f"({x}[:, :, None] * {x}[:, None, :]).flatten(1)")
 
 
-@row("BC")
-def tied(b: Builder, x: Value) -> None:
-    weight = b.parameter(small(b), x["C"])
-    b.emit("BC", f"torch.tanh(torch.tanh({x} @ {weight}.t()) @ {weight})")
-
-
 @row("BTC")
 def attended(b: Builder, x: Value) -> None:
     q, k = (b.parameter(2, x["C"]) for _ in range(2))
     scores = f"(F.linear({x}, {q}) @ F.linear({x}, {k}).mT).softmax(-1)"
-    b.emit("BTC", f"{scores} @ {projected(b, x, small(b))}")
+    b.emit("BTC", f"{scores} @ {projected(b, x, b.width())}")
 
 
 @row("BTC")
@@ -132,16 +130,6 @@ def headed(b: Builder, x: Value) -> None:
 @row("BTC BCT")
 def pooled(b: Builder, x: Value) -> None:
     b.emit("BC", f"{x}.mean({x.dim('T')})")
-
-
-@row("BTC BCT")
-def flattened(b: Builder, x: Value) -> None:
-    b.emit("BC", f"{x}.flatten(1)")
-
-
-@row("BTC BCT")
-def turned(b: Builder, x: Value) -> None:
-    b.emit("BCT" if x.kind == "BTC" else "BTC", f"{x}.mT")
 
 
 @row("BCT")
@@ -160,16 +148,17 @@ def grouped(b: Builder, x: Value) -> None:
 def sliceable_program(seed: int, steps: int) -> Program:
     """A random program of a few rows; bare parameters only."""
     rng = random.Random(seed)
-    b = Builder(rng.randrange)
+    b = SmallBuilder(rng.randrange)
     kind = rng.choice(("BC", "BTC", "BCT", "BT"))
     x = b.add_input(kind, *{"BC": (2,), "BTC": (2, 2), "BCT": (2, 2), "BT": (2,)}[kind])
     if kind == "BT":
-        b.emit("BTC", f"F.embedding({x}, {b.parameter(VOCABULARY, small(b))})")
+        b.emit("BTC", f"F.embedding({x}, {b.parameter(VOCABULARY, b.width())})")
     else:
         b.emit(kind, projected(b, x, b.between(2, 4)))
     for _ in range(steps):
-        name = rng.choice([n for n, (kinds, _) in ROWS.items() if b.values[-1].kind in kinds])
-        b.ops.append(name)
-        ROWS[name][1](b, b.values[-1])
+        last = b.values[-1]
+        row = rng.choice([row for row in ROWS.values() if row.suits(b, last)])
+        b.ops.append(row.name)
+        row.write(b, last)
     last = b.values[-1]
     return b.program(projected(b, last, 2))
