@@ -35,51 +35,70 @@ _ORDERED = frozenset({Kind.STATISTIC, Kind.BATCH_NORM})
 
 def contexts(propagation: Propagation) -> Mapping[Atom, frozenset[Atom]]:
     """For every free atom that occurs in a product, the atoms it may depend on."""
-    found: dict[Atom, frozenset[Atom]] = {}
-    known: dict[tuple[bool, int], Layout] = {}
-    seen: set[tuple[bool, tuple[int, ...]]] = set()
-    tables: Mapping[Axis, Axis] = dict(followed(propagation.records))
-
-    def standing(layout: Layout) -> Layout:
-        return tuple(tables.get(find(axis), axis) for axis in layout) if tables else layout
-
-    def narrow(layout: Layout, ordered: bool) -> None:
-        if (ordered, id(layout)) in known:
-            return
-        known[ordered, id(layout)] = layout
-        key = ordered, tuple(id(find(axis)) for axis in layout)
-        if key not in seen:
-            seen.add(key)
-            if all(found.get(atom) == _NONE for axis in layout for atom in _free(axis)):
-                return  # nothing is left to lose
-            for atom, companions in _companions(layout, ordered).items():
-                found[atom] = found.get(atom, companions) & companions
-
+    narrowing = _Narrowing(propagation)
     for layout in sorted(propagation.layouts.values(), key=len):  # vectors settle most atoms
-        narrow(layout, True)
+        narrowing.by_layout(layout, True)
     for node, value in propagation.nodes.items():
         for leaf in tree_leaves(value):
             if isinstance(leaf, TensorAxes):  # nobody could tell what stays of an output by data
-                narrow(leaf.axes if node.op == "output" else standing(leaf.axes), True)
+                axes = leaf.axes if node.op == "output" else narrowing.standing(leaf.axes)
+                narrowing.by_layout(axes, True)
     for record in propagation.records:
-        ordered = record.effect.kind in _ORDERED or record.call.name in _RENUMBERED
-        for _, layout in record.inputs:
-            narrow(standing(layout), ordered)
-        for layout in record.effect.outputs:
-            narrow(standing(layout), ordered)
-        over = _atoms(standing(record.effect.over))
+        narrowing.by_record(record)
+    return {atom: companions for atom, companions in narrowing.found.items() if companions}
+
+
+class _Narrowing:
+    """Takes away, layout by layout and op by op, what an atom may not depend on.
+
+    found   atoms that occurred, and what each may still depend on
+    """
+
+    def __init__(self, propagation: Propagation) -> None:
+        self.found: dict[Atom, frozenset[Atom]] = {}
+        self._tables: Mapping[Axis, Axis] = dict(followed(propagation.records))
+        self._known: dict[tuple[bool, int], Layout] = {}  # holds them, so that ids stay theirs
+        self._seen: set[tuple[bool, tuple[int, ...]]] = set()
+
+    def standing(self, layout: Layout) -> Layout:
+        """The layout with the axes that tables stand for, where a lookup reads one."""
+        if not self._tables:
+            return layout
+        return tuple(self._tables.get(find(axis), axis) for axis in layout)
+
+    def by_layout(self, layout: Layout, ordered: bool) -> None:
+        """By how the dimensions of one tensor nest; with `ordered` by their order, too."""
+        if (ordered, id(layout)) in self._known:
+            return
+        self._known[ordered, id(layout)] = layout
+        key = ordered, tuple(id(find(axis)) for axis in layout)
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        if all(self.found.get(atom) == _NONE for axis in layout for atom in _free(axis)):
+            return  # nothing is left to lose
+        for atom, companions in _companions(layout, ordered).items():
+            self.found[atom] = self.found.get(atom, companions) & companions
+
+    def by_record(self, record: Record) -> None:
+        """By what an op reads and makes, and what it sums over or renumbers."""
+        renumbers = record.call.name in _RENUMBERED
+        ordered = record.effect.kind in _ORDERED or renumbers
+        inputs = [layout for _, layout in record.inputs]
+        for layout in (*inputs, *record.effect.outputs):
+            self.by_layout(self.standing(layout), ordered)
+        over = _atoms(self.standing(record.effect.over))
         if over:
-            layouts = [layout for _, layout in record.inputs] + list(record.effect.outputs)
-            for atom in {a for layout in layouts for a in _atoms(layout)} - over:
-                if atom in found:
-                    found[atom] -= over
-            for atom in over & found.keys():
-                found[atom] -= _repeated(map(standing, record.effect.outputs))
-        if record.call.name in _RENUMBERED:
+            around = {a for layout in (*inputs, *record.effect.outputs) for a in _atoms(layout)}
+            for atom in (around - over) & self.found.keys():
+                self.found[atom] -= over
+            for atom in over & self.found.keys():
+                self.found[atom] -= _repeated(map(self.standing, record.effect.outputs))
+        if renumbers:
             for axis in _moved(record):
-                for atom in _atoms([axis]) & found.keys():
-                    found[atom] &= _atoms([axis])
-    return {atom: companions for atom, companions in found.items() if companions}
+                atoms = _atoms([axis])
+                for atom in atoms & self.found.keys():
+                    self.found[atom] &= atoms
 
 
 _NONE: frozenset[Atom] = frozenset()
@@ -135,12 +154,9 @@ def _companions(layout: Sequence[Axis], ordered: bool) -> dict[Atom, frozenset[A
                     counts[companion] = counts.get(companion, 0) + (
                         1 if companion in common[p] else 2
                     )
-            lonely = atom not in counts
-            once = (
-                frozenset(c for c, n in counts.items() if n == 1 and c.size > 1)
-                if lonely
-                else frozenset()
-            )
+            # An atom that occurs twice itself has no companion.
+            single = [] if atom in counts else [c for c, n in counts.items() if n == 1]
+            once = frozenset(c for c in single if c.size > 1)
             result[atom] = result.get(atom, once) & once
     return result
 
