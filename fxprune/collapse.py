@@ -8,7 +8,7 @@ do is the maximal compression: one unit left in every group.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,10 @@ from tabulate import tabulate
 from fxprune.allocation import score
 from fxprune.analysis import Analysis
 from fxprune.criteria import Criterion, criterion_name
-from fxprune.groups import Group
+from fxprune.groups import Group, innermost
 from fxprune.masking import MaskedCopy
 from fxprune.plans.base import FrozenMap
-from fxprune.ranking import lowest, removal_order
+from fxprune.ranking import first_to_go, lowest
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,7 @@ def critical_compression(
     are removed from the innermost only. The model is not modified.
     """
     masked = MaskedCopy(analysis)
-    outer = {group.outer for group in masked.analysis.groups}
-    groups = [group for group in masked.analysis.groups if group.name not in outer]
+    groups = innermost(masked.analysis.groups)
     whole = masked.parameters_left
     rounds = [_round(masked, groups, whole)]
     while True:
@@ -110,20 +109,18 @@ def critical_compression(
         if not remaining:
             break
         for group, places in lowest(scored, left, max(1, int(share * remaining))):
-            units = removal_order(left[group.name])[..., : len(places)]
-            gone = torch.zeros(group.shape, dtype=torch.bool).scatter_(-1, units, True)
-            masked.remove(group.name, gone)
+            masked.remove(group.name, first_to_go(left[group.name], len(places)))
         rounds.append(_round(masked, groups, whole))
     return CollapseReport(criterion_name(criterion), _maximal(analysis, groups), tuple(rounds))
 
 
-def _round(masked: MaskedCopy, groups: list[Group], whole: int) -> Round:
+def _round(masked: MaskedCopy, groups: Sequence[Group], whole: int) -> Round:
     left = masked.parameters_left
     widths = {group.name: masked.widths[group.name] for group in groups}
     return Round(whole / left if left else math.inf, FrozenMap(widths))
 
 
-def _maximal(analysis: Analysis, groups: list[Group]) -> float:
+def _maximal(analysis: Analysis, groups: Sequence[Group]) -> float:
     masked = MaskedCopy(analysis)
     whole = masked.parameters_left
     for group in groups:

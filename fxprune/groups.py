@@ -6,7 +6,7 @@ plan refers to it and the rewriter slices by it, and none of them needs to know 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -255,6 +255,16 @@ class Group:
                     f"group {self.name!r}, {member!r}: the {what} map runs from {low} to {high}, "
                     f"outside [-1, {size})."
                 )
+
+
+def innermost(groups: Iterable[Group]) -> tuple[Group, ...]:
+    """The groups that no other one is nested in, in their order.
+
+    Pruned together with those around them, they would lose the same share twice.
+    """
+    given = tuple(groups)
+    outer = {group.outer for group in given}
+    return tuple(group for group in given if group.name not in outer)
 
 
 def _same(left: Tensor | None, right: Tensor | None) -> bool:

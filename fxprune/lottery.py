@@ -19,7 +19,7 @@ from fxprune.allocation import plan, score
 from fxprune.analysis import Analysis, analyze
 from fxprune.criteria import Criterion, criterion_name
 from fxprune.errors import PlanError
-from fxprune.groups import Group
+from fxprune.groups import Group, innermost
 from fxprune.migration import apply, restore
 from fxprune.plans import PruningPlan
 from fxprune.rewriter import rewrite
@@ -127,13 +127,13 @@ def _further(
         values = scores[group.name]
         return torch.where(before.kept_mask(group).to(values.device), values, below)
 
-    outer = {group.outer for group in analysis.groups}
+    inner = {group.name for group in innermost(analysis.groups)}
     found = plan(
         analysis,
         look_up,
         sparsity=1 - keep,
         scope=scope,
-        groups=lambda group: group.name in scores and group.name not in outer,
+        groups=lambda group: group.name in scores and group.name in inner,
     )
     kept = found.kept_units
     return PruningPlan.build(analysis, kept, criterion_name(criterion), found.sparsity, scope)

@@ -7,13 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fxprune.groups import Group
+from fxprune.groups import Group, innermost
 
 
 def removal_order(scores: Tensor) -> Tensor:
     """Units of each context in the order in which they go: lowest score, then highest index."""
     ranked = scores.to("cpu", torch.float64).flip(-1).argsort(dim=-1, stable=True)
     return scores.shape[-1] - 1 - ranked
+
+
+def first_to_go(scores: Tensor, count: int) -> Tensor:
+    """The units that go if `count` of each context do: bool, of the scores' shape."""
+    mask = torch.zeros(scores.shape, dtype=torch.bool)
+    return mask.scatter_(-1, removal_order(scores)[..., :count], True)
 
 
 def mean_slots(scores: Tensor) -> Tensor:
@@ -49,8 +55,8 @@ def runs(groups: Sequence[Group]) -> Iterator[tuple[tuple[Group, ...], tuple[Gro
     plain = [g for g in groups if g.outer is None and g.name not in nesting]
     remaining = list(groups)
     while remaining:
-        outer = {group.outer for group in remaining}
-        inner = tuple(group for group in remaining if group.name not in outer)
+        inner = innermost(remaining)
         together = {group.name: group for group in [*plain, *inner]}
         yield tuple(together.values()), inner
-        remaining = [group for group in remaining if group.name in outer]
+        done = {group.name for group in inner}
+        remaining = [group for group in remaining if group.name not in done]

@@ -28,9 +28,9 @@ from fxprune.allocation import plan, score
 from fxprune.analysis import Analysis, analyze
 from fxprune.criteria import Criterion
 from fxprune.errors import PlanError
-from fxprune.groups import Group
+from fxprune.groups import Group, innermost
 from fxprune.plans import PruningPlan
-from fxprune.ranking import lowest, removal_order
+from fxprune.ranking import first_to_go, lowest
 from fxprune.rewriter import rewrite
 from fxprune.statistics.execution import scoring_copy
 from fxprune.statistics.objective import Labels, Loss, Objective
@@ -65,8 +65,7 @@ class DynamicPruning:
         self.plan = PruningPlan.build(self.analysis, {})
         self._masks: Mapping[str, Tensor] = {}
         self._dense: Analysis = analyze(copy.deepcopy(traced))  # with masked weights as they were
-        outer = {group.outer for group in self.analysis.groups}
-        self._groups = [g for g in self.analysis.groups if g.name not in outer]
+        self._groups = innermost(self.analysis.groups)
 
     def update(
         self,
@@ -168,11 +167,10 @@ class DynamicPruning:
             )
             for group in self._groups
         }
-        back = {}
-        for group, places in lowest(self._groups, ranked, count):
-            units = removal_order(ranked[group.name])[..., : len(places)]
-            back[group.name] = torch.zeros(group.shape, dtype=torch.bool).scatter_(-1, units, True)
-        return back
+        return {
+            group.name: first_to_go(ranked[group.name], len(places))
+            for group, places in lowest(self._groups, ranked, count)
+        }
 
     @torch.no_grad()
     def _remember(self) -> None:

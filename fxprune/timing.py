@@ -22,6 +22,7 @@ from fxprune.analysis import Analysis
 from fxprune.costs import cost_model
 from fxprune.costs.latency import Latencies, LatencyModel, Sample
 from fxprune.errors import PlanError
+from fxprune.groups import innermost
 from fxprune.inputs import bind_inputs
 from fxprune.plans import PruningPlan
 from fxprune.rewriter import rewrite
@@ -154,10 +155,10 @@ def _measure(
 
 def _grid_plan(analysis: Analysis, keep: float, skew: float, round_to: int) -> PruningPlan:
     """Every innermost group keeps about that fraction of its units, every second one less."""
-    outer = {group.outer for group in analysis.groups}
-    inner = [group for group in analysis.groups if group.name not in outer]
     kept: dict[str, Any] = {}
-    for group, factor in zip(inner, itertools.cycle((1.0, skew)), strict=False):
+    for group, factor in zip(
+        innermost(analysis.groups), itertools.cycle((1.0, skew)), strict=False
+    ):
         widths = [group.size, *Limits(round_to=round_to).widths(group.size)]
         distances = [abs(width - keep * factor * group.size) for width in widths]
         row = list(range(widths[distances.index(min(distances))]))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from fxprune.allocation.limits import ignored
 from fxprune.errors import PlanError
-from fxprune.groups import Group
+from fxprune.groups import Group, innermost
 from fxprune.plans import AnalysisLike
 
 
@@ -33,8 +33,7 @@ def _selected(
 ) -> tuple[Group, ...]:
     """The groups that `groups=` says; without it, of nested groups the innermost."""
     if predicate is None:
-        outer = {group.outer for group in analysis.groups}
-        return tuple(group for group in analysis.groups if group.name not in outer)
+        return innermost(analysis.groups)
     if not callable(predicate):
         raise PlanError(
             "groups= is a function that takes a group and says whether it may be pruned, such as "

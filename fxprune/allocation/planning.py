@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fxprune.allocation.budgets import Budget
@@ -20,7 +19,7 @@ from fxprune.costs.latency import Latencies
 from fxprune.criteria import Criterion, Joint, Scorer, bound, criterion_name, find_criterion
 from fxprune.groups import Group
 from fxprune.plans import AnalysisLike, PruningPlan
-from fxprune.ranking import removal_order
+from fxprune.ranking import first_to_go
 from fxprune.statistics import Labels, Loss, Statistics
 
 
@@ -90,9 +89,7 @@ def plan(
 def _kept(rule: Scorer, cut: Cut) -> dict[str, Any]:
     """The units that stay of each group that loses any: its rows of indices."""
     removed = {
-        group.name: torch.zeros(group.shape, dtype=torch.bool).scatter_(
-            -1, removal_order(cut.scores[group.name])[..., :count], True
-        )
+        group.name: first_to_go(cut.scores[group.name], count)
         for group, count in zip(cut.groups, cut.counts, strict=True)
         if count
     }
