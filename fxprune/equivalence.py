@@ -44,6 +44,7 @@ from fxprune.plans.values import assign
 from fxprune.propagate import TensorAxes, propagate
 from fxprune.rules.base import Layout
 from fxprune.selection import Selection
+from fxprune.walks import named_tensors
 
 MASKED_EQUIVALENCE = "masked equivalence"
 MASKED_INTERPRETATION = "masked interpretation"
@@ -243,7 +244,7 @@ class _Masked(_Reference):
     def _apply_masks(self) -> None:
         for name, value in self.plan.values.items():
             assign(self.original, name, value)
-        named = dict([*self.original.named_parameters(), *self.original.named_buffers()])
+        named = dict(named_tensors(self.original))
         with torch.no_grad():
             for name, mask in self.plan.masks().items():
                 named[name].mul_(mask.to(named[name].device))

@@ -19,6 +19,7 @@ from fxprune.propagate import Propagation, Record, TensorAxes
 from fxprune.replay import bindings, invoke, tensors_of
 from fxprune.rules.base import Kind, Layout
 from fxprune.selection import Selection
+from fxprune.walks import named_tensors
 
 NodeValues: TypeAlias = Iterator[tuple[fx.Node, Any]]
 
@@ -36,7 +37,7 @@ class Interpretation:
         self.propagation: Propagation = selection.analysis.propagation
         self.tensors: dict[int, Tensor] = {}
         self._positions: dict[tuple[int, ...], Tensor | None] = {}
-        named = dict([*original.named_parameters(), *original.named_buffers()])
+        named = dict(named_tensors(original))
         for key, name in self.propagation.sources.items():
             self.tensors[key] = named[name].detach()
         devices = {tensor.device for tensor in named.values()}

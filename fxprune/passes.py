@@ -27,6 +27,7 @@ from fxprune.plans import FactorizationPlan, PruningPlan
 from fxprune.plans.values import assign
 from fxprune.rewriter import rewrite
 from fxprune.slicing import Slicer
+from fxprune.walks import named_tensors
 
 __all__ = ["Apply", "Capture", "Compensate", "Factorize", "Prune", "Recalibrate", "Verify"]
 
@@ -85,7 +86,7 @@ class _Removal(_Pass):
         """Raise RewriteError unless every tensor has as many entries as the plan leaves."""
         super().ensures(graph_module)
         _, plan = self.done("ensures")
-        tensors = dict([*graph_module.named_parameters(), *graph_module.named_buffers()])
+        tensors = dict(named_tensors(graph_module))
         for name, mask in plan.masks().items():
             if name in tensors and tensors[name].numel() != int(mask.sum()):
                 raise RewriteError(
@@ -169,7 +170,7 @@ class Compensate(_Removal):
         self.analysis, plan = self._removal.done("Compensate")
         self.plan = compensation.compensate(plan, self.analysis, self._methods, self._data)
         module = _copied(graph_module)
-        named = dict([*module.named_parameters(), *module.named_buffers()])
+        named = dict(named_tensors(module))
         for name, value in Slicer(self.plan).values().items():
             if name not in self.plan.added and name not in named:
                 raise PlanError(f"The graph has no {name!r} any more: put Compensate before.")

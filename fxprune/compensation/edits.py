@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from fxprune.plans import PruningPlan
 from fxprune.slicing import Slicer
+from fxprune.walks import named_tensors
 
 
 def with_values_of(
@@ -18,7 +19,7 @@ def with_values_of(
 
     Entries that the plan removes keep the original's values; those of an added bias are zero.
     """
-    originals = dict([*traced.named_parameters(), *traced.named_buffers()])
+    originals = dict(named_tensors(traced))
     named = dict([*pruned.named_parameters(remove_duplicate=False), *pruned.named_buffers()])
     slicer, values = Slicer(plan), {}
     for name in sorted(names):

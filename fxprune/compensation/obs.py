@@ -13,6 +13,7 @@ from fxprune.criteria.sides import find_side
 from fxprune.errors import NotApplicableError
 from fxprune.plans import PruningPlan
 from fxprune.statistics import KroneckerFactors, Statistics
+from fxprune.walks import named_tensors
 
 
 def obs(plan: PruningPlan, statistics: Statistics, damping: float = 1e-3) -> PruningPlan:
@@ -76,7 +77,7 @@ class _Edits:
         self.traced = traced
         self.layers: list[str] = []
         self.values: dict[str, Tensor] = {}
-        self.originals = dict([*traced.named_parameters(), *traced.named_buffers()])
+        self.originals = dict(named_tensors(traced))
 
     def add(self, factors: KroneckerFactors, change: Tensor) -> None:
         """Change a layer's parameters by what its weight, as the factors see it, changes by.

@@ -13,6 +13,7 @@ from fxprune.rewriter import rewrite
 from fxprune.slicing import Slicer
 from fxprune.statistics import Statistics
 from fxprune.statistics.layers import Layer, find_layers
+from fxprune.walks import named_tensors
 
 
 def least_squares(
@@ -146,7 +147,7 @@ def _add(
         name, sign = constant
         steps[name] = sign * change[:, -1]
     changed = {name: step for name, step in steps.items() if bool(step.any())}
-    named = dict([*pruned.named_parameters(), *pruned.named_buffers()])
+    named = dict(named_tensors(pruned))
     for name, step in changed.items():
         if name in named:
             part = named[name][rows]
