@@ -276,6 +276,19 @@ def test_a_plan_for_another_graph_is_refused(made: Made) -> None:
         verify(other, plan, pruned, data(2))
 
 
+def test_outputs_that_are_all_zero_are_said_to_show_nothing() -> None:
+    graph, _, plan, pruned = make(False)
+    assert not verify(graph, plan, pruned, data(2)).silent
+    silent = copy.deepcopy(graph)
+    with torch.no_grad():
+        for parameter in silent.last.parameters():
+            parameter.zero_()
+    report = verify(silent, plan, rewrite(silent, plan), data(2))
+    assert report.ok
+    assert report.silent
+    assert "shows nothing" in str(report)
+
+
 def test_a_report_is_data() -> None:
     report = EquivalenceReport(False, 0.5, "node 'a': relative error 5.0e-01", "law", 1e-9)
     assert str(report) == (
