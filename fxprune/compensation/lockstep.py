@@ -53,18 +53,36 @@ class Lockstep:
 
         groups  the group of the original that each group of the pruned layer comes from
         """
-        (here,), (there,) = layer.calls, twin.calls
         own: Any = 0
         cross: Any = 0
         count = 0
+        for a, b in self._columns(layer, twin, groups):
+            own, cross = own + b @ b.mT, cross + a @ b.mT
+            count += a.shape[-1]
+        total = distributed.summed(torch.tensor(float(count), device=own.device))
+        return Moments(distributed.summed(own) / total, distributed.summed(cross) / total)
+
+    @torch.no_grad()
+    def means(self, layer: Layer, twin: Layer, groups: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """E[a], [groups, d], and E[a'], [groups, d'], as for `moments`, which has them, too."""
+        before: Any = 0
+        after: Any = 0
+        count = 0
+        for a, b in self._columns(layer, twin, groups):
+            before, after = before + a.sum(-1), after + b.sum(-1)
+            count += a.shape[-1]
+        total = distributed.summed(torch.tensor(float(count), device=after.device))
+        return distributed.summed(before) / total, distributed.summed(after) / total
+
+    def _columns(
+        self, layer: Layer, twin: Layer, groups: Sequence[int]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The patches of both, [groups, d and d', positions], a chunk of samples at a time."""
+        (here,), (there,) = layer.calls, twin.calls
         for original, pruned in self.pairs:
             pair = original.input_at(here), pruned.input_at(there)
             for x, y in _chunks(layer, twin, *pair):
-                a, b = _columns(layer, x)[list(groups)], _columns(twin, y)
-                own, cross = own + b @ b.mT, cross + a @ b.mT
-                count += a.shape[-1]
-        total = distributed.summed(torch.tensor(float(count), device=own.device))
-        return Moments(distributed.summed(own) / total, distributed.summed(cross) / total)
+                yield _columns(layer, x)[list(groups)], _columns(twin, y)
 
 
 def _columns(layer: Layer, x: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def results() -> dict[str, object]:
         found[f"outputs {positions}"] = {name: one.outputs for name, one in factors.items()}
     bases = {n: (one.outputs[0], one.inputs[0]) for n, one in statistics.kronecker().items()}
     plan = fxprune.plan(analysis, "magnitude", 0.5)
-    methods = ("least_squares", "batch_norm")
+    methods = ("least_squares", "bias", "batch_norm")
     found["compensated"] = dict(fxprune.compensate(plan, analysis, methods, statistics).values)
     found["moments"] = dict(statistics.kronecker_moments(bases))
     return found
