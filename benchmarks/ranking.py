@@ -39,7 +39,16 @@ from benchmarks.ranking_definitions import deviations
 from benchmarks.ranking_models import MODELS, Digits, load, trained
 from benchmarks.ranking_peer import SAMPLES, peer_scores
 from fxprune import Analysis, Group, PruningPlan
-from fxprune.criteria import CRITERIA, Fisher, Fpgm, MaskFisher, SynapticFlow, ThiNet
+from fxprune.criteria import (
+    CRITERIA,
+    Criterion,
+    Fisher,
+    Fpgm,
+    MaskFisher,
+    SnipWeight,
+    SynapticFlow,
+    ThiNet,
+)
 from fxprune.statistics import Statistics
 
 LEVELS = (0.9, 0.8, 0.6, 0.4, 0.25)
@@ -47,6 +56,11 @@ ROUNDS = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.32, 0.25)  # MACs after ea
 SETS, SHARE = 100, 0.05
 ALIASES = frozenset({"magnitude", "snip"})
 ORDERS = frozenset({"synflow", "mask_fisher", "random"})  # a factor per group says nothing of these
+BOTH_SIDES: Mapping[str, Criterion] = {
+    "fpgm": Fpgm(("producer", "consumer")),
+    "snip_weight": SnipWeight(("producer", "consumer")),
+}
+"""Criteria of which Torch-Pruning's namesake reads what makes a unit and what reads it."""
 RESULTS = Path(__file__).parent / "results" / "ranking.json"
 
 Scores = Mapping[str, Tensor]
@@ -175,9 +189,10 @@ def tables_of(bench: Bench, names: Sequence[str], peer: Mapping[str, Scores]) ->
     if "fisher" in ours:
         data = bench.statistics["empirical"]
         tables["fisher ÷ MACs"] = fxprune.score(bench.analysis, Fisher("macs"), data)
-    if "fpgm" in ours:
-        scores = fxprune.score(bench.analysis, Fpgm(("producer", "consumer")))
-        tables["fpgm, both sides / mean"] = per_mean(scores)
+    for name, criterion in BOTH_SIDES.items():
+        if name in ours:
+            scores = fxprune.score(bench.analysis, criterion, bench.statistics["empirical"])
+            tables[f"{name}, both sides / mean"] = per_mean(scores)
     if "l2" in ours:
         tables["l2² / mean"] = per_mean({g: s.square() for g, s in ours["l2"].items()})
     return tables | {f"tp {name}": scores for name, scores in peer.items()}

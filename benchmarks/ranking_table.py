@@ -46,6 +46,7 @@ PAIRS = (
 # The same name, ours as its paper and its default have it.
 NAMESAKES = (
     ("fpgm", "fpgm / mean", "ours compares producers' rows alone, as the paper does"),
+    ("taylor", "snip_weight / mean", "ours looks at readers alone: they are what removal changes"),
     ("taylor", "taylor", "another criterion of that name, and ours is not normalised"),
     ("hessian", "fisher", "as above, and ours is not normalised"),
 )

@@ -7,7 +7,7 @@ nothing comes out of scores zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Container, Set
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fxprune.costs import QUANTITIES
 from fxprune.errors import NotApplicableError
-from fxprune.groups import Group
+from fxprune.groups import Group, Role
 from fxprune.statistics import Statistics
 
 _MASK_GRADS = frozenset({"mask_grads"})
@@ -130,15 +130,18 @@ class SnipWeight:
 
     Where no weight reads the units, as where queries meet keys, it is the mean over the parameters
     that make them.
+
+    roles  the members whose weights count; with "producer" also those that make the unit
     """
 
+    roles: tuple[Role, ...] = ("consumer",)
     requires: ClassVar[Set[str]] = frozenset({"param_grads"})
 
     def score(self, group: Group, statistics: Statistics) -> Tensor:
         """Scores of the group's shape."""
         gradients = statistics.param_grads()
         return over_weights(
-            group, statistics, lambda name, weight: (weight * gradients[name]).abs()
+            group, statistics, lambda name, weight: (weight * gradients[name]).abs(), self.roles
         )
 
 
@@ -162,17 +165,23 @@ class Grasp:
 
 
 def over_weights(
-    group: Group, statistics: Statistics, entries: Callable[[str, Tensor], Tensor]
+    group: Group,
+    statistics: Statistics,
+    entries: Callable[[str, Tensor], Tensor],
+    roles: Container[str] = ("consumer",),
 ) -> Tensor:
-    """Sums of `entries(name, weight)` over the consumer weights of each unit; without any, the mean
-    of the sums over each of the producers, or else over what there is. `group.shape`.
+    """Sums of `entries(name, weight)` over the weights that each unit has in these roles; without
+    any, the mean of the sums over each of the producers, or else over what there is. `group.shape`.
 
     Buffers and frozen integer weights have no gradient and do not count. NotApplicableError if
     nothing is left.
     """
     able = statistics.param_grads()
-    for role, mean in (("consumer", False), ("producer", True), ("norm", True), ("bias", True)):
-        members = [m for m in group.members if m.role == role and m.parameter in able]
+    for chosen, mean in (
+        (roles, False),
+        *(({role}, True) for role in ("producer", "norm", "bias")),
+    ):
+        members = [m for m in group.members if m.role in chosen and m.parameter in able]
         if members:
             sums = [
                 m.reduce(entries(m.parameter, statistics.parameters[m.parameter].double()), group)

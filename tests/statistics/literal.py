@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -129,14 +129,18 @@ def flap(problem: Problem, group: Group, unit: int) -> float:
     return total
 
 
-def snip_weight(problem: Problem, group: Group, unit: int) -> float:
+def snip_weight(
+    problem: Problem, group: Group, unit: int, roles: Sequence[str] = ("consumer",)
+) -> float:
     named, slopes = dict(problem.model.named_parameters()), gradients(problem)
     total = 0.0
     for member in group.members:
-        if member.role == "consumer":
-            for column, owner in enumerate(member.unit.tolist()):
+        if member.role in roles:
+            for place, owner in enumerate(member.unit.tolist()):
                 if owner == unit:
-                    weight = named[member.parameter][:, column].reshape(-1).tolist()
-                    slope = slopes[member.parameter][:, column].reshape(-1).tolist()
+                    weight, slope = (
+                        tensors[member.parameter].select(member.dim, place).reshape(-1).tolist()
+                        for tensors in (named, slopes)
+                    )
                     total += sum(abs(w * s) for w, s in zip(weight, slope, strict=True))
     return total

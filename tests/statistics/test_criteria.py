@@ -12,7 +12,7 @@ from torch import Tensor
 
 import fxprune
 from fxprune import LeftWholeWarning, PlanError, PruningPlan, Statistics, cost, score
-from fxprune.criteria import Fisher, Flap, Grasp
+from fxprune.criteria import Fisher, Flap, Grasp, SnipWeight
 from tests.statistics import literal
 from tests.statistics.networks import Problem, problems
 
@@ -77,6 +77,16 @@ def test_criteria_from_loops_over_entries(name: str, problem: Problem) -> None:
             assert group.name not in found
         else:
             agree(found[group.name], expected)
+
+
+@few
+@given(problems())
+def test_snip_of_weights_on_both_sides(problem: Problem) -> None:
+    sides = ("producer", "consumer")
+    found = scores_of(problem, SnipWeight(sides))
+    for group in problem.analysis.groups:
+        expected = [literal.snip_weight(problem, group, unit, sides) for unit in range(group.size)]
+        agree(found[group.name], expected)
 
 
 @few
