@@ -78,7 +78,8 @@ def page(found: Found) -> str:
             "Channels go in one shot over the whole network, uncompensated; factors "
             "(`eigendamage`, `svd`, `tucker`) in one shot, too, their 1×1s counted. `x / mean`: "
             "scores divided by their group's mean. `tp x`: Torch-Pruning's importance, given to "
-            "our allocation. `rounds`: eight, measured again in each, without training between. "
+            "our allocation; its Taylor sees all training images. `rounds`: eight, measured "
+            "again in each, without training between. "
             "`+ least_squares`: the layers that read what is gone are refitted to what they "
             "computed, on the same images. `then eigendamage`: channels to the root of the share "
             "of MACs, then factors.",
@@ -175,27 +176,34 @@ def _one_shot(found: Found) -> list[str]:
 
 
 def _pairs(found: Found, ours: str, theirs: Sequence[str], value: Value) -> str:
-    table, counts = [], {level: [0, 0, 0] for level in found["levels"]}
+    """Differences from each of the others, and how many are outside their intervals."""
+    models, table = _models(found), []
+    counts = {(model, level): [0, 0, 0] for model in models for level in found["levels"]}
     for other in theirs:
-        for model in _models(found):
+        for model in models:
             cells = []
             for level in found["levels"]:
+                rows = _rows(found, model)
                 cell, sign = _difference(
-                    [
-                        value(row, ours, level) - value(row, other, level)
-                        for row in _rows(found, model)
-                    ]
+                    [value(row, ours, level) - value(row, other, level) for row in rows]
                 )
-                counts[level][sign] += 1
+                counts[model, level][sign] += 1
                 cells.append(cell)
             table.append((other, model, *cells))
+    listed = []
+    for model in models:
+        tallies = [counts[model, level] for level in found["levels"]]
+        cells = [f"{better} / {worse} / {neither}" for neither, worse, better in tallies]
+        listed.append((model, *cells))
     levels = [f"{level:.0%}" for level in found["levels"]]
     text = tabulate(table, ("against", "network", *levels), "github", disable_numparse=True)
-    listed = "; ".join(
-        f"{level:.0%}: better in {better}, worse in {worse}, the interval holds 0 in {neither}"
-        for level, (neither, worse, better) in counts.items()
+    if len(theirs) == 1:
+        return text
+    short = tabulate(listed, ("network", *levels), "github", disable_numparse=True)
+    return (
+        f"{text}\n\nHow many of these `{ours}` is better in / worse in / in how many the interval "
+        f"holds 0:\n\n{short}"
     )
-    return f"{text}\n\nCells of `{ours}` at {listed}."
 
 
 def _difference(values: Sequence[float], higher: bool = False) -> tuple[str, int]:
