@@ -31,15 +31,11 @@ PAIRS = (
     ("lamp", "lamp", "theirs adds γ², omits depthwise weights and averages over layers"),
     ("fpgm", "fpgm, both sides / mean", "theirs compares squared weights and averages over layers"),
     ("bn_scale", "bn_scale / mean", "nothing"),
-    (
-        "taylor",
-        "snip_weight / mean",
-        "theirs sums over producers and readers, ours over readers",
-    ),
+    ("taylor", "snip_weight, both sides / mean", "theirs omits depthwise weights"),
     (
         "taylor, multivariable",
         "taylor / mean",
-        "theirs sums |Σ| of single rows and columns, of producers and readers",
+        "theirs takes absolute values of single rows and columns, on both sides",
     ),
     ("hessian", "fisher / mean", "theirs keeps the last sample only, is diagonal, adds both sides"),
 )
@@ -120,7 +116,9 @@ def page(found: Found) -> str:
             "",
             "Criteria are paired by formula: Torch-Pruning's Taylor is Σ|θ∂θ| by default, which is "
             "our `snip_weight`, and |Σθ∂θ| with `multivariable=True`, which is our `taylor`. Its "
-            "scores are divided by their group's mean, so ours are, too.",
+            "FPGM and its Taylor look at what makes a unit and at what reads it: so do `Fpgm` and "
+            "`SnipWeight` if they are told to, `both sides`. Its scores are divided by their "
+            "group's mean, so ours are, too.",
             "",
             _pairs(found, PAIRS),
             "",
