@@ -101,8 +101,9 @@ def page(rows: dict[str, dict[str, float]], images: int, size: int) -> str:
     verdict = "holds" if fits else "DOES NOT HOLD"
     return (
         f"# The cost of a K-FAC pass\n\nResNet-50 by `python -m benchmarks.kfac`, torch "
-        f"{torch.__version__}, {torch.get_num_threads()} threads: {images} images of {size} x "
+        f"{torch.__version__}, threads: {torch.get_num_threads()}. {images} images of {size} x "
         f"{size} in micro-batches of 16, batch normalisations folded, labels drawn from the model. "
+        "Wall time depends on what else runs; CPU time hardly. "
         "Peak memory is that of a process of its own, with Python, torch and the model; the "
         f"factors, in float64, take {rows['kfac']['factors_gb']:.2f} GB of it.\n\n"
         f"{tabulate(table, columns, 'github', disable_numparse=True)}\n\n"
