@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,12 +15,13 @@ from fxprune.capture import dynamic as dims
 from fxprune.capture import guards
 from fxprune.capture.emit import Emitter, build, free_name
 from fxprune.capture.inputs import Inputs, Sizes, bind
+from fxprune.capture.interception import intercepting, recording
 from fxprune.capture.lines import is_users
 from fxprune.capture.metacopy import Template, template
 from fxprune.capture.modes import depends_on_mode, follow_modes
 from fxprune.capture.outputs import referenced
 from fxprune.capture.precision import follow_precision
-from fxprune.capture.recorder import Recorder, recording
+from fxprune.capture.recorder import Recorder
 from fxprune.capture.records import Capture, Ref, TraceInfo
 from fxprune.errors import TraceError
 from fxprune.walks import named_modules, named_parameters
@@ -32,7 +34,8 @@ def run(
 ) -> Capture:
     """Capture the model once at the given sizes. Raises TraceError, or what the model raises.
 
-    `compiling` is what the model hears when it asks `torch.compiler.is_compiling()`.
+    `compiling` is what the model hears when it asks `torch.compiler.is_compiling()`. To be called
+    within `intercepting()`.
     """
     model = source.copy(training)
     recorder = Recorder(source.names, source.tensors, dict(named_modules(model)), source.device)
@@ -70,13 +73,9 @@ def trace(model: Any, example_inputs: Any, dynamic: Dynamic | None = None) -> fx
         )
     inputs = bind(model, example_inputs)
     source = template(model, inputs.leaves[0].tensor.device)
-    base, compiling = _first(source, inputs)
-    again = partial(run, source, inputs, compiling)
-    found = dims.search(inputs, base, again, dynamic)
-    capture = _any_precision(found.capture, source, inputs, compiling)
-    notes: tuple[str, ...] = ()
-    if depends_on_mode(source.modules, capture.reached):
-        capture, notes = follow_modes(capture, lambda: again({}, training=True))
+    with intercepting():
+        found, notes = _captured(source, inputs, dynamic)
+    capture = found.capture
     emitter = Emitter(capture, source, len(inputs.names))
     _emit_inputs(emitter, inputs, found)
     emitter.emit()
@@ -92,6 +91,20 @@ def trace(model: Any, example_inputs: Any, dynamic: Dynamic | None = None) -> fx
         renamed=_renamed(model),
     )
     return gm
+
+
+def _captured(
+    source: Template, inputs: Inputs, dynamic: Dynamic | None
+) -> tuple[dims.Found, tuple[str, ...]]:
+    """The capture that holds at all sizes and in both modes; notes on where train mode differs."""
+    base, compiling = _first(source, inputs)
+    again = partial(run, source, inputs, compiling)
+    found = dims.search(inputs, base, again, dynamic)
+    capture = _any_precision(found.capture, source, inputs, compiling)
+    notes: tuple[str, ...] = ()
+    if depends_on_mode(source.modules, capture.reached):
+        capture, notes = follow_modes(capture, lambda: again({}, training=True))
+    return replace(found, capture=capture), notes
 
 
 def _renamed(model: nn.Module) -> dict[str, str]:

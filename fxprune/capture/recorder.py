@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -360,37 +359,3 @@ def _has_tensor(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return any(_has_tensor(item) for item in value)
     return isinstance(value, dict) and any(_has_tensor(item) for item in value.values())
-
-
-_LOCK = threading.RLock()
-
-
-@contextlib.contextmanager
-def recording(recorder: Recorder, compiling: bool) -> Iterator[None]:
-    """Send this thread's module calls and torch functions to `recorder`.
-
-    `compiling` is what `torch.compiler.is_compiling()` answers meanwhile.
-    """
-    original = nn.Module.__call__
-    thread = threading.get_ident()
-
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if recorder.busy or threading.get_ident() != thread:
-            return original(module, *args, **kwargs)
-        return recorder.call_module(original, module, args, kwargs)
-
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    # The twins of parameters require no gradients, so that enabling them costs nothing, and
-    # torch.no_grad in the model can be noticed.
-    with _LOCK, torch.enable_grad():
-        outside = torch.compiler._is_compiling_flag
-        try:
-            nn.Module.__call__ = call  # type: ignore[method-assign]
-            torch.backends.mha.set_fastpath_enabled(False)
-            torch.compiler._is_compiling_flag = compiling
-            with recorder, gradients.intercepted(recorder.apply):
-                yield
-        finally:
-            nn.Module.__call__ = original  # type: ignore[method-assign]
-            torch.backends.mha.set_fastpath_enabled(fastpath)
-            torch.compiler._is_compiling_flag = outside
