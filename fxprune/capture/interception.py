@@ -1,0 +1,69 @@
+"""Sending what a model calls to a recorder: its modules and its autograd functions."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.capture import gradients
+from fxprune.capture.recorder import Recorder
+
+_LOCK = threading.RLock()
+_RECORDER: ContextVar[Recorder | None] = ContextVar("fxprune_recorder", default=None)
+"""The recorder of this thread's running capture."""
+
+
+@contextlib.contextmanager
+def intercepting() -> Iterator[None]:
+    """Let `recording` see the calls of modules and of autograd functions.
+
+    Once for all captures of a model: whenever nn.Module changes, Python forgets what it knows about
+    the attributes of all its subclasses.
+    """
+    original = nn.Module.__call__
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        recorder = _RECORDER.get()
+        if recorder is None or recorder.busy:
+            return original(module, *args, **kwargs)
+        return recorder.call_module(original, module, args, kwargs)
+
+    def apply(cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
+        recorder = _RECORDER.get()
+        return NotImplemented if recorder is None else recorder.apply(cls, args)
+
+    with _LOCK:
+        try:
+            nn.Module.__call__ = call  # type: ignore[method-assign]
+            with gradients.intercepted(apply):
+                yield
+        finally:
+            nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def recording(recorder: Recorder, compiling: bool) -> Iterator[None]:
+    """Send this thread's calls of modules and torch functions to `recorder`; see `intercepting`.
+
+    `compiling` is what `torch.compiler.is_compiling()` answers meanwhile.
+    """
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    outside = torch.compiler._is_compiling_flag
+    token = _RECORDER.set(recorder)
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        torch.compiler._is_compiling_flag = compiling
+        # The twins of parameters require no gradients, so that enabling them costs nothing, and
+        # torch.no_grad in the model can be noticed.
+        with torch.enable_grad(), recorder:
+            yield
+    finally:
+        _RECORDER.reset(token)
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        torch.compiler._is_compiling_flag = outside
