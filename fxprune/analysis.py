@@ -11,6 +11,7 @@ from typing import Any
 from tabulate import tabulate
 from torch import Tensor, fx
 
+from fxprune.collection import paused_collection
 from fxprune.coverage import Coverage, coverage_of
 from fxprune.errors import AnalysisError
 from fxprune.explanations import Explainer
@@ -98,6 +99,7 @@ class Analysis:
         return coverage_of(parameters, self.groups, self.frozen)
 
 
+@paused_collection()
 def analyze(
     traced: fx.GraphModule, strict: bool = False, rules: Mapping[str, Rule] | None = None
 ) -> Analysis:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -44,9 +45,22 @@ def named_tensors(root: nn.Module) -> list[tuple[str, Tensor]]:
 def aliases(root: nn.Module) -> dict[str, str]:
     """The further names of parameters and buffers, each with the one in `named_tensors`."""
     first = {id(tensor): name for name, tensor in named_tensors(root)}
-    named: Iterable[tuple[str, Tensor]] = root.named_parameters(remove_duplicate=False)
-    both = [*named, *root.named_buffers(remove_duplicate=False)]
-    return {name: first[id(t)] for name, t in both if first[id(t)] != name}
+    every = [(f"{path}{name}", t) for path, m in _paths(root, "") for name, t in _held(m)]
+    return {name: first[id(t)] for name, t in every if first[id(t)] != name}
+
+
+def _paths(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """Every module by each of its paths, which end in a dot."""
+    yield path, module
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _paths(child, f"{path}{name}.")
+
+
+def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in chain(module._parameters.items(), module._buffers.items()):
+        if tensor is not None:
+            yield name, tensor
 
 
 def parameters_in(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.Parameter]]:

@@ -16,7 +16,7 @@ PACKAGE = "fxprune"
 
 # A module may import from its own layer and from lower ones. Packages are listed by their name.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors"}),
+    frozenset({"errors", "collection"}),
     frozenset({"axes", "algebra"}),
     frozenset(
         {"capture", "modules", "stand_ins", "meta", "meta_kernels", "formulas", "walks", "assembly"}

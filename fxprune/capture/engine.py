@@ -23,6 +23,7 @@ from fxprune.capture.outputs import referenced
 from fxprune.capture.precision import follow_precision
 from fxprune.capture.recorder import Recorder
 from fxprune.capture.records import Capture, Ref, TraceInfo
+from fxprune.collection import paused_collection
 from fxprune.errors import TraceError
 from fxprune.walks import named_modules, named_parameters
 
@@ -53,6 +54,7 @@ def run(
     return recorder.capture(referenced(recorder, result))
 
 
+@paused_collection()
 def trace(model: Any, example_inputs: Any, dynamic: Dynamic | None = None) -> fx.GraphModule:
     """Capture a model as a torch.fx.GraphModule.
 

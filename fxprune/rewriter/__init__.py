@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxprune.analysis import Analysis, analysis_of
 from fxprune.assembly import assemble
+from fxprune.collection import paused_collection
 from fxprune.errors import RewriteError
 from fxprune.meta import plain_attributes, shapes_on_meta
 from fxprune.plans import PruningPlan
@@ -31,6 +32,7 @@ from fxprune.selection import Selection
 from fxprune.slicing import Slicer
 
 
+@paused_collection()
 def rewrite(traced: fx.GraphModule, plan: PruningPlan, share: bool = False) -> fx.GraphModule:
     """The pruned graph: a new GraphModule with the units that `plan` keeps.
 
