@@ -174,7 +174,7 @@ def fingerprint(traced: fx.GraphModule) -> str:
     lines: list[Any] = [
         (n.op, n.name, _target(n.target), repr(n.args), repr(n.kwargs)) for n in traced.graph.nodes
     ]
-    lines += sorted((name, tuple(tensor.shape)) for name, tensor in named_tensors(traced))
+    lines += [(name, tuple(tensor.shape)) for name, tensor in named_tensors(traced)]
     return hashlib.sha256(repr(lines).encode()).hexdigest()[:32]
 
 

@@ -45,8 +45,12 @@ def named_tensors(root: nn.Module) -> list[tuple[str, Tensor]]:
 def aliases(root: nn.Module) -> dict[str, str]:
     """The further names of parameters and buffers, each with the one in `named_tensors`."""
     first = {id(tensor): name for name, tensor in named_tensors(root)}
-    every = [(f"{path}{name}", t) for path, m in _paths(root, "") for name, t in _held(m)]
-    return {name: first[id(t)] for name, t in every if first[id(t)] != name}
+    found: dict[str, str] = {}
+    for path, module in _paths(root, ""):
+        for name, tensor in chain(module._parameters.items(), module._buffers.items()):
+            if tensor is not None and first[id(tensor)] != path + name:
+                found[path + name] = first[id(tensor)]
+    return found
 
 
 def _paths(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
@@ -55,12 +59,6 @@ def _paths(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     for name, child in module._modules.items():
         if child is not None:
             yield from _paths(child, f"{path}{name}.")
-
-
-def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in chain(module._parameters.items(), module._buffers.items()):
-        if tensor is not None:
-            yield name, tensor
 
 
 def parameters_in(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.Parameter]]:
