@@ -36,7 +36,7 @@ _ORDERED = frozenset({Kind.STATISTIC, Kind.BATCH_NORM})
 def contexts(propagation: Propagation) -> Mapping[Atom, frozenset[Atom]]:
     """For every free atom that occurs in a product, the atoms it may depend on."""
     narrowing = _Narrowing(propagation)
-    for layout in sorted(propagation.layouts.values(), key=len):  # vectors settle most atoms
+    for layout in propagation.layouts.values():
         narrowing.by_layout(layout, True)
     for node, value in propagation.nodes.items():
         for leaf in tree_leaves(value):
@@ -72,13 +72,10 @@ class _Narrowing:
             return
         self._known[ordered, id(layout)] = layout
         key = ordered, tuple(id(find(axis)) for axis in layout)
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        if all(self.found.get(atom) == _NONE for axis in layout for atom in _free(axis)):
-            return  # nothing is left to lose
-        for atom, companions in _companions(layout, ordered).items():
-            self.found[atom] = self.found.get(atom, companions) & companions
+        if key not in self._seen:
+            self._seen.add(key)
+            for atom, companions in _companions(layout, ordered).items():
+                self.found[atom] = self.found.get(atom, companions) & companions
 
     def by_record(self, record: Record) -> None:
         """By what an op reads and makes, and what it sums over or renumbers."""
@@ -101,15 +98,8 @@ class _Narrowing:
                     self.found[atom] &= atoms
 
 
-_NONE: frozenset[Atom] = frozenset()
-
-
-def _free(axis: Axis) -> list[Atom]:
-    return [atom for atom in leaves(axis) if atom.reason is None and atom.size > 1]
-
-
 def _atoms(layout: Iterable[Axis]) -> set[Atom]:
-    return {atom for axis in layout for atom in leaves(axis) if atom.size > 1}
+    return {atom for axis in layout for atom in leaves(axis)}
 
 
 def _moved(record: Record) -> list[Axis]:

@@ -203,7 +203,7 @@ class _RuleMode(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        result, kwargs = call_on_meta(func, args, kwargs or {})
+        result, kwargs = call_on_meta(func, args, kwargs)
         outputs = (result,) if isinstance(result, Tensor) else tuple(tensors_in(result))
         if not outputs:
             return result

@@ -66,7 +66,7 @@ def pooling(call: Call) -> Effect:
             call.algebra.unify(own, axis)
     call.freeze(x[kept:], "positions")
     space = call.fresh(call.outputs[0], "positions")[kept:]
-    return Effect(tuple((*x[:kept], *space) for _ in call.outputs), Kind.WINDOW, x[kept:])
+    return Effect(tuple((*x[:kept], *space) for _ in call.outputs), Kind.WINDOW)
 
 
 def im2col(call: Call) -> Effect:

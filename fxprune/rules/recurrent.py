@@ -139,10 +139,10 @@ def _result(
         f"fxprune::{type(module).__name__.lower()}",
         MappingProxyType({"tensors": tensors, "state": given}),
         (output, *states),
-        algebra,
-        layout_of,
-        lambda _: None,
-        torch.nn.Module,
+        algebra=algebra,
+        layout_of=layout_of,
+        constant_of=lambda _: None,
+        func=torch.nn.Module,
     )
     effect = Effect(tuple(layouts), Kind.RECURRENT, tuple(over))
     return ModuleResult(value, ((call, effect),))

@@ -103,7 +103,7 @@ def solve_triangular(call: Call) -> Effect:
     result = call.outputs[0]
     batch = broadcast(call, [matrix[:-2], tuple(values[:-2])], result.shape[:-2])
     values[solved] = call.fresh(result, "rows and columns of a matrix")[solved]
-    return Effect(((*batch, *values[-2:]),), Kind.WINDOW, (*matrix[-2:],))
+    return Effect(((*batch, *values[-2:]),), Kind.WINDOW)
 
 
 def distances(call: Call) -> Effect:

@@ -21,7 +21,8 @@ from tests.mutants.operators import OPERATORS
 PACKAGE = Path(__file__).parents[2] / "fxprune"
 _MODULES = """axes algebra propagate contexts grouping groups unit_maps lookups maskable roles
     analysis selection slicing interpretation""".split()
-_FOLDERS = "rules rewriter plans".split()
+_FOLDERS = """rules rewriter plans capture statistics criteria costs checkpoint allocation
+    factorization compensation""".split()
 TARGETS: tuple[str, ...] = (
     *(f"{name}.py" for name in _MODULES),
     *sorted(str(p.relative_to(PACKAGE)) for name in _FOLDERS for p in PACKAGE.glob(f"{name}/*.py")),

@@ -23,12 +23,10 @@ FOLDER = ROOT / ".mutants"
 """Where this tool keeps what it finds out about the tests, and the logs of mutants."""
 SUITE: tuple[str, ...] = (
     *(f"tests/{name}" for name in "axes rules contexts regressions plans rewriter".split()),
-    *(f"tests/{name}" for name in "capture equivalence handmade zoo fuzz".split()),
-    *(f"tests/{name}" for name in "crosscheck criteria allocation".split()),
-    *(
-        f"tests/test_{n}.py"
-        for n in "checkpoint coverage errors explain grouping meta_kernels".split()
-    ),
+    *(f"tests/{name}" for name in "capture equivalence handmade zoo fuzz crosscheck".split()),
+    *(f"tests/{name}" for name in "criteria statistics allocation costs checkpoint".split()),
+    *(f"tests/{name}" for name in "factorization compensation".split()),
+    *(f"tests/test_{n}.py" for n in "coverage errors explain grouping meta_kernels".split()),
 )
 _STORE = "reach.json"
 OPTIONS = (

@@ -1,0 +1,40 @@
+"""Slicing of large tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune import PruningPlan
+from fxprune.groups import Group
+from fxprune.slicing import members_by_parameter, slice_parameter
+from tests.plans.fakes import FakeAnalysis, producer
+
+
+class _Made(TorchDispatchMode):
+    """Notes how many entries each new tensor has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs)
+        if not any(r.alias_info for r in func._schema.returns):
+            self.sizes += [result.numel()] if isinstance(result, torch.Tensor) else []
+        return result
+
+
+def test_a_large_tensor_is_sliced_without_a_second_copy_of_the_result() -> None:
+    weight = torch.randn(128, 64, 9, 9).to(memory_format=torch.channels_last)
+    group = Group("weight:0", 128, members=(producer("weight", 0, torch.arange(128)),))
+    fake = FakeAnalysis((group,), {"weight": weight})
+    plan = PruningPlan.build(fake, {group.name: list(range(0, 128, 2))})
+    members = members_by_parameter(plan)["weight"]
+    with _Made() as made:
+        result = slice_parameter(weight, members, plan)
+    assert torch.equal(result, weight[::2])
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert sum(size >= result.numel() for size in made.sizes) == 1
