@@ -59,7 +59,7 @@ def _taken(node: fx.Node, rank: int, size: Mapping[int, int]) -> tuple[int, Any]
 
 def _index(user: fx.Node, node: fx.Node, rank: int) -> tuple[int, Any] | None:
     """The one dimension that a user of `node` indexes, and the index."""
-    if not user.args or user.args[0] is not node:
+    if user.args[:1] != (node,):
         return None
     if calls(user, _SELECT):
         dim, index = argument(user, 1, "dim"), argument(user, 2, "index")

@@ -110,7 +110,7 @@ class _Finder:
         for record in self.propagation.records:
             power = _POWERS.get(record.effect.kind, _no_read)(record)
             over = {a for axis in record.effect.over for a in leaves(axis) if self._group_of(a)}
-            if over and record.effect.kind is Kind.RECURRENT:
+            if record.effect.kind is Kind.RECURRENT:
                 yield from self._recurrent_reads(record, over)
             elif over and power is not None:
                 yield from self._reads(record, power, over)

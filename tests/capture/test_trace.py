@@ -300,6 +300,12 @@ def test_stochastic_depth_becomes_a_module_of_ours() -> None:
     assert set(rows.detach().round().tolist()) == {1.0, 3.0}
 
 
+def test_a_module_of_another_name_that_passes_its_input_on_is_passed_by() -> None:
+    model = Residual(Drop(0.5))
+    x = torch.randn(5, 4)
+    assert torch.equal(trace(model, x).eval()(x), model.eval()(x))
+
+
 def test_a_dropout_that_passes_its_input_on_is_still_called_in_train_mode() -> None:
     gm = trace(Residual(nn.Dropout(0.999)), torch.randn(2, 4)).train()
     x = torch.randn(50, 4)

@@ -372,3 +372,13 @@ def test_nothing_in_the_vocabulary_reads_or_writes_files() -> None:
     names = {*vocabulary.methods(), *vocabulary._functions_by_name()}
     for word in ("load", "save", "file", "eval", "exec", "import", "hook", "storage", "numpy"):
         assert {n for n in names if word in n} <= {"storage_offset"}, word
+
+
+def test_a_file_may_call_pythons_operators_but_those_that_reach_attributes_or_call() -> None:
+    never = """attrgetter call concat countOf delitem iconcat ilshift indexOf irshift is_ is_not
+    itemgetter length_hint methodcaller""".split()
+    newer = {"is_none", "is_not_none"}  # of Python 3.14
+    allowed = {
+        n.removeprefix("operator.") for n in vocabulary._functions_by_name() if "operator." in n
+    }
+    assert allowed == set(operator.__all__) - set(never) - newer

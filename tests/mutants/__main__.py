@@ -6,6 +6,7 @@ The tests run first, once, to note which of them enters which function (eight mi
 --per-operator  how many mutants of each operator
 --per-file      at least how many mutants of each file
 --only          mutants whose names contain this text, all of them instead of the sample
+--folders       break these folders of the package (`capture criteria`) instead of the targets
 --budget        CPU seconds of tests per mutant
 --jobs          how many mutants at once
 --suite         test files or folders, instead of those of `reach.SUITE`
@@ -22,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.mutants import reach, report
-from tests.mutants.population import Mutant, population, sample
+from tests.mutants.population import TARGETS, Mutant, files_in, population, sample
 from tests.mutants.runner import Outcome, Range, session
 from tests.mutants.survivors import EQUIVALENT
 
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument("--per-operator", type=int, default=PER_OPERATOR)
     parser.add_argument("--per-file", type=int, default=PER_FILE)
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--folders", nargs="*", default=[])
     parser.add_argument("--budget", type=float, default=60.0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--suite", nargs="*", default=reach.existing(reach.SUITE))
@@ -43,7 +45,7 @@ def main() -> int:
     if not options.keep:
         reach.forget(options.folder)
     _in_child(lambda: reach.record(options.suite, options.folder))
-    every = population()
+    every = population(files_in(options.folders) if options.folders else TARGETS)
     chosen = sample(every, options.per_operator, options.per_file)
     if options.only:
         chosen = [m for m in every if any(text in m.name for text in options.only)]
@@ -54,7 +56,7 @@ def main() -> int:
 
     range_ = Range(reach.load(options.folder), options.budget, options.folder, shoot)
     session(options.suite, range_)
-    if not options.only:
+    if not options.only and not options.folders:
         command = " ".join(["python -m tests.mutants", *sys.argv[1:]])
         report.write(outcomes, len(every), command)
     return _verdict(outcomes)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.mutants.population import PACKAGE, TARGETS, functions_of
+from tests.mutants.population import PACKAGE, files_in, functions_of
 
 ROOT = PACKAGE.parent
 FOLDER = ROOT / ".mutants"
@@ -59,7 +59,7 @@ class Recorder:
         self.found: dict[str, Reach] = {}
         self._names = {
             (str(PACKAGE / file), start): f"{file}:{name}"
-            for file in TARGETS
+            for file in files_in([".", "*"])
             for start, name in functions_of(file).items()
         }
         self._entered: set[tuple[str, int]] = set()

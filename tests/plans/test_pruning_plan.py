@@ -148,8 +148,9 @@ def test_a_wrong_plan_is_refused(kept: dict[str, object], message: str) -> None:
 def test_wrong_fields_are_refused() -> None:
     analysis = analysis_of(*GROUPS)
     plan = PruningPlan.build(analysis, {"a:0": [0]})
-    with pytest.raises(PlanError, match=r"needs the fingerprint of its graph, a text; got None"):
-        dataclasses.replace(plan, fingerprint=None)
+    for wrong in (None, 7):
+        with pytest.raises(PlanError, match=rf"fingerprint of its graph, a text; got {wrong}"):
+            dataclasses.replace(plan, fingerprint=wrong)
     with pytest.raises(PlanError, match=r"needs the fingerprint .* got ''"):
         dataclasses.replace(plan, fingerprint="")
     with pytest.raises(PlanError, match=r"version 9, and this fxprune reads version 1"):

@@ -91,6 +91,28 @@ def test_losses_take_a_target_or_a_batch(name: str) -> None:
             torch.testing.assert_close(found[group], scores, rtol=1e-5, atol=1e-7)
 
 
+class WithFixedBranch(nn.Module):
+    """Hidden units that a layer reads, and a fixed table, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.register_buffer("table", torch.randn(3, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(x))
+        return self.last(hidden) + nn.functional.linear(hidden, self.get_buffer("table"))
+
+
+@pytest.mark.parametrize("name", ["snip_weight", "grasp"])
+def test_buffers_that_read_a_unit_have_no_gradient_to_count(name: str) -> None:
+    batches = [(torch.randn(9, 4), torch.randint(3, (9,)))]
+    analysis = fxprune.analyze(fxprune.trace(WithFixedBranch(), batches[0][0]))
+    (group,) = analysis.groups
+    assert "table" in {member.parameter for member in group.members}
+    assert fxprune.score(analysis, name, batches)[group.name].isfinite().all()
+
+
 def test_a_loss_of_tensors_alone_sees_the_batch() -> None:
     seen: list[tuple[int, ...]] = []
 
