@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parser().parse_args(argv)
     except SystemExit as stop:  # --help, --version, or a wrong command line
+        _print("")
         return int(stop.code or 0)
     try:
         with _warnings_in_one_line():
@@ -35,8 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return USAGE
         return REFUSED if isinstance(error, FxpruneError) else BROKEN
     text = json.dumps(outcome.data, indent=2) if args.json else outcome.text
-    print(text.rstrip("\n"))
+    _print(text.rstrip("\n") + "\n")
     return int(outcome.code)
+
+
+def _print(text: str) -> None:
+    """Write to stdout, unless the reader, such as `head`, has seen enough."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
 
 
 def _one_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -280,6 +281,20 @@ def test_inputs_from_files(tmp_path: Path) -> None:
     ids, half = read_inputs(["100:int32:5", "1x2:bfloat16"])
     assert (ids.dtype, half.dtype) == (torch.int32, torch.bfloat16)
     assert sorted(set(ids.tolist())) == [0, 1, 2, 3, 4]
+
+
+def test_a_reader_may_stop_early(saved: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "fxprune", "report", str(saved)],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
