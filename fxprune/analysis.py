@@ -131,7 +131,7 @@ def analyze(
 def _require_graph(value: object) -> None:
     if not isinstance(value, fx.GraphModule):
         raise AnalysisError(
-            f"analyze takes the GraphModule that fxprune.trace returns, not a "
+            "The graph must be the GraphModule that fxprune.trace returns, not a "
             f"{type(value).__name__}. Call fxprune.trace(model, example_inputs) first."
         )
 
@@ -163,6 +163,7 @@ class _Cache:
 
 def analysis_of(traced: fx.GraphModule) -> Analysis:
     """The analysis of a graph, made once for as long as the graph is unchanged."""
+    _require_graph(traced)
     known = traced.meta.get(_CACHE, _Cache()).analysis
     if known is not None and known.traced is traced and known.fingerprint == fingerprint(traced):
         return known  # type: ignore[no-any-return]

@@ -61,6 +61,6 @@ def _ratios(keep: float, rounds: int, ratio: Callable[[float], float]) -> tuple[
     """`ratio` of r/n for r = 1..n; the last one is `keep` itself, free of rounding."""
     if not 0 < keep <= 1:
         raise PlanError(f"keep is the fraction that stays and must lie in (0, 1]; got {keep!r}.")
-    if rounds < 1:
-        raise PlanError(f"A schedule needs at least one round; got {rounds!r}.")
+    if type(rounds) is not int or rounds < 1:
+        raise PlanError(f"A schedule needs at least one round, as an integer; got {rounds!r}.")
     return (*(round(ratio(r / rounds), 15) for r in range(1, rounds)), keep)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune import (
     AnalysisError,
+    CheckpointError,
     FxpruneError,
     Group,
     NothingPrunedWarning,
@@ -303,3 +304,51 @@ def test_every_error_is_one_family() -> None:
 def test_analyze_takes_traced_graphs_only() -> None:
     with pytest.raises(AnalysisError, match=r"not a Linear\. Call fxprune\.trace\(model"):
         fxprune.analyze(torch.nn.Linear(3, 3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("use", "error", "text"),
+    [
+        (lambda model, result, path: fxprune.rewrite(model, result.plan), AnalysisError, "a Net"),
+        (
+            lambda model, result, path: fxprune.verify(model, result.plan, result.module, IMAGES),
+            AnalysisError,
+            r"Call fxprune.trace\(model, example_inputs\) first",
+        ),
+        (lambda model, result, path: fxprune.cost(model), PlanError, "not from a Net"),
+        (lambda model, result, path: fxprune.savings(model), PlanError, "not from a Net"),
+        (
+            lambda model, result, path: fxprune.save(result.module, path / "new"),
+            CheckpointError,
+            r"as \(result.module, result.plan\)",
+        ),
+        (
+            lambda model, result, path: fxprune.save((result.module, None), path / "new"),
+            CheckpointError,
+            "a pair of the module and its plan",
+        ),
+        (
+            lambda model, result, path: fxprune.save(result, path / "file"),
+            CheckpointError,
+            "Cannot make the directory",
+        ),
+        (
+            lambda model, result, path: list(fxprune.iterate(model, IMAGES, 0.5, steps=2.5)),
+            PlanError,
+            "as an integer; got 2.5",
+        ),
+    ],
+    ids=["rewrite", "verify", "cost", "savings", "save", "save pair", "save file", "iterate"],
+)
+def test_one_thing_for_another(
+    model: nn.Module,
+    tmp_path: Path,
+    use: Callable[[nn.Module, Any, Path], object],
+    error: type[FxpruneError],
+    text: str,
+) -> None:
+    (tmp_path / "file").touch()
+    result = fxprune.prune(model, IMAGES, sparsity=0.5)
+    with pytest.raises(error, match=text):
+        use(model, result, tmp_path)
+    assert not (tmp_path / "new").exists()

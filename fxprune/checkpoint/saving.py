@@ -14,6 +14,8 @@ from torch import nn
 from fxprune.checkpoint import files, plan_files, tensors
 from fxprune.checkpoint.describing import describe, inputs_of
 from fxprune.checkpoint.plan_files import Plan
+from fxprune.errors import CheckpointError
+from fxprune.plans import FactorizationPlan, PruningPlan
 from fxprune.plans.base import short
 
 
@@ -47,9 +49,9 @@ def save(
     as an autograd.Function; a ClassNeededWarning says it too. Empty for most models: then
     `load(directory)` needs nothing else.
     Tied parameters are stored once. Raises CheckpointError if the module holds state that is not
-    a tensor, or tensors without data.
+    a tensor, or tensors without data; if there is no plan; and if the directory cannot be made.
     """
-    module, plan = pruned if isinstance(pruned, tuple) else (pruned.module, pruned.plan)
+    module, plan = _parts(pruned)
     graph, reasons = describe(module)
     content = {
         "format": files.FORMAT,
@@ -64,7 +66,10 @@ def save(
         "report": _report(pruned),
     }
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"Cannot make the directory {folder}: {error}.") from error
     _write(folder, module, plan, content)
     if reasons:
         warnings.warn(
@@ -99,6 +104,18 @@ def _write(folder: Path, module: nn.Module, plan: Plan, content: dict[str, Any])
     finally:
         for path in partial.values():
             path.unlink(missing_ok=True)
+
+
+def _parts(pruned: Any) -> tuple[nn.Module, Plan]:
+    """The module and its plan; raises CheckpointError."""
+    pair = isinstance(pruned, tuple) and len(pruned) == 2
+    module, plan = pruned if pair else (getattr(pruned, n, None) for n in ("module", "plan"))
+    if not isinstance(module, nn.Module) or not isinstance(plan, PruningPlan | FactorizationPlan):
+        raise CheckpointError(
+            "save takes what fxprune.prune or fxprune.factorize returned, or a pair of the module "
+            f"and its plan, as (result.module, result.plan); got {short(pruned)}."
+        )
+    return module, plan
 
 
 def _own_version() -> str:

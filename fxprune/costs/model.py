@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from fxprune.analysis import Analysis
 from fxprune.costs.formulas import products
 from fxprune.costs.polynomials import Compiled, Polynomial, Sizes, added
+from fxprune.errors import PlanError
 from fxprune.plans import PruningPlan
 from fxprune.propagate import Propagation, TensorAxes
 
@@ -147,6 +148,7 @@ def cost(analysis: Analysis, plan: PruningPlan | None = None) -> Cost:
 
     Raises PlanError if the plan was made for another graph.
     """
+    _require_analysis(analysis)
     if plan is not None:
         plan.check_fingerprint(analysis.fingerprint)
     return cost_model(analysis).cost(plan)
@@ -161,6 +163,7 @@ def savings(analysis: Analysis, plan: PruningPlan | None = None) -> dict[str, Am
 
     Raises PlanError if the plan was made for another graph.
     """
+    _require_analysis(analysis)
     chosen = PruningPlan.build(analysis, {}) if plan is None else plan
     chosen.check_fingerprint(analysis.fingerprint)
     model = cost_model(analysis)
@@ -179,6 +182,14 @@ def savings(analysis: Analysis, plan: PruningPlan | None = None) -> dict[str, Am
             saved = Amounts(*(getattr(before, q) - getattr(after, q) for q in QUANTITIES))
             result[group.name] = model.per_sample(saved)
     return result
+
+
+def _require_analysis(value: object) -> None:
+    if not isinstance(value, Analysis):
+        raise PlanError(
+            "Costs are read from the analysis that fxprune.analyze returns, not from a "
+            f"{type(value).__name__}."
+        )
 
 
 def cost_model(analysis: Analysis) -> CostModel:
