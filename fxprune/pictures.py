@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from fxprune.analysis import Analysis
@@ -27,8 +28,8 @@ def plot(result: PruneResult | PruneReport, path: str | None = None) -> Any:
     result  what `prune` returned, or its report
     path    where to write the picture; its ending says how, as .png, .svg or .pdf
 
-    Returns the matplotlib Figure. Raises FxpruneError where matplotlib is missing, and if the
-    report has no layers.
+    Returns the matplotlib Figure. Raises FxpruneError where matplotlib is missing, if the report
+    has no layers, and for another ending.
     """
     report = result if isinstance(result, PruneReport) else result.report
     if not report.layers:
@@ -52,6 +53,11 @@ def plot(result: PruneResult | PruneReport, path: str | None = None) -> Any:
     left.set_yticks(range(0, len(rows), step), names[::step], fontsize=size)
     left.set_ylim(len(rows) - 0.4, -0.6)  # the input is at the top
     if path is not None:
+        known = figure.canvas.get_supported_filetypes()
+        if Path(path).suffix[1:].lower() not in known:
+            raise FxpruneError(
+                f"The ending of {path!r} says no format: use one of .png, .svg, .pdf."
+            )
         figure.savefig(path, dpi=144)
     return figure
 

@@ -169,6 +169,9 @@ def test_report_of_a_model_is_its_cost(run: Run, saved: Path, tmp_path: Path) ->
     assert run.data("report", *RESIDUAL)["macs"] == dense.macs
     assert run("report", saved, "--plot", tmp_path / "widths.png") == 0
     assert (tmp_path / "widths.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("widths.nope", "widths"):
+        assert run("report", saved, "--plot", tmp_path / name) == 3
+        assert "says no format" in run.err
 
 
 def test_export_of_a_saved_model(run: Run, saved: Path, tmp_path: Path) -> None:
