@@ -102,6 +102,14 @@ def test_a_group_of_norms_and_biases_is_scored_by_all_its_members() -> None:
     assert Norm(2)(group, parameters).tolist() == [5.0, 1.0]
 
 
+def test_complex_weights_count_by_their_absolute_values() -> None:
+    group, parameters = chain("a", 4)
+    turned = {name: value * (0.6 + 0.8j) for name, value in parameters.items()}
+    for order in (1.0, 2.0):
+        expected = Norm(order)(group, parameters)
+        torch.testing.assert_close(Norm(order)(group, turned), expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.complex64])
 def test_norms_accumulate_in_float64(dtype: torch.dtype) -> None:
     group = Group("g", 1, members=(producer("w", 0, torch.arange(1)),))

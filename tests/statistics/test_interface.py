@@ -128,11 +128,13 @@ def test_labels_can_be_drawn_from_the_model() -> None:
     analysis = analysis_of(model())
     drawn = fxprune.score(analysis, "fisher", BATCHES, labels="model")
     again = fxprune.score(analysis, "fisher", [(IMAGES, CLASSES)], labels="model")
+    own = fxprune.score(analysis, "fisher", BATCHES, by_target, labels="model")
     given = fxprune.score(analysis, "fisher", BATCHES, labels="empirical")
     unset = fxprune.score(analysis, "fisher", BATCHES)
     other = fxprune.score(analysis, "fisher", Statistics(analysis, BATCHES, labels="model", seed=1))
     for name, scores in drawn.items():
         torch.testing.assert_close(again[name], scores, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(own[name], scores, rtol=1e-5, atol=1e-8)
         assert given[name].equal(unset[name])
     for different in (given, other):
         assert any(not different[name].allclose(scores) for name, scores in drawn.items())
