@@ -124,3 +124,11 @@ def test_a_factorised_network_is_saved_and_loaded(tmp_path) -> None:
     assert plan.to_json() == made.plan.to_json()
     assert plan.tensors().keys() == made.plan.tensors().keys()
     assert fxprune.verify(made.analysis.traced, plan, checkpoint.load(tmp_path), x).ok
+
+
+def test_a_later_save_leaves_no_factors_of_an_earlier_one(tmp_path) -> None:
+    checkpoint.save(result(), tmp_path)
+    checkpoint.save(fxprune.prune(build(), example(), sparsity=0.25), tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(
+        [checkpoint.TENSORS, checkpoint.PLAN, checkpoint.GRAPH]
+    )
