@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune import Analysis, rewrite, slicing
+from fxprune.analysis import analysis_of
 from tests.masking import alive, random_plan, traced
 
 
@@ -146,3 +147,8 @@ def test_what_is_sliced_stays_on_its_device(monkeypatch: pytest.MonkeyPatch) -> 
     plan = random_plan(analysis)
     pruned = rewrite(graph.to("meta"), plan)
     assert {p.device.type for p in pruned.parameters()} == {"meta"}
+
+
+def test_a_graph_is_analysed_once() -> None:
+    graph, analysis = traced(alive(Layers()), torch.randn(2, 3, 4, 4, dtype=torch.float64))
+    assert analysis_of(graph) is analysis

@@ -260,8 +260,10 @@ def test_layers_without_bias_get_one(tmp_path: Path) -> None:
     close((result.module(x) - net(x)).mean(0), torch.zeros(3).double())
     assert net.down.bias is None
     assert traced.down.bias is None
+    given = plan.values["down.bias"].clone()
     report = fxprune.verify(traced, plan, result.module, x[:7])
     assert report.ok, report
+    assert torch.equal(plan.values["down.bias"], given)
     state = fxprune.apply(plan, net.state_dict())
     assert state.keys() == result.module.state_dict().keys()
     assert all(torch.equal(state[n], v) for n, v in result.module.state_dict().items())

@@ -33,3 +33,24 @@ def test_every_head_keeps_its_own_dimensions(order: str) -> None:
     assert group.contexts == 2
     plan = PruningPlan.build(analysis, {group.name: [[0, 2], [1, 2]]})
     assert fxprune.verify(graph, plan, fxprune.rewrite(graph, plan), inputs).ok
+
+
+class Pairs(nn.Module):
+    """Every head meets every head, itself among them."""
+
+    def __init__(self, distance: bool) -> None:
+        super().__init__()
+        self.distance = distance
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = torch.tanh(self.first(x)).unflatten(-1, (2, 3))
+        pairs = torch.cdist(heads, heads) if self.distance else heads @ heads.mT
+        return self.last(pairs.flatten(2))
+
+
+@pytest.mark.parametrize("distance", [False, True])
+def test_heads_that_meet_each_other_keep_the_same_dimensions(distance: bool) -> None:
+    _, analysis = traced(Pairs(distance).double(), torch.randn(2, 3, 4, dtype=torch.float64))
+    (group,) = (group for group in analysis.groups if group.size == 3)
+    assert group.contexts == 1
