@@ -249,7 +249,7 @@ def _on_meta() -> TorchDispatchMode:
     return MetaFactories()  # type: ignore[no-untyped-call]
 
 
-class MetaFactories(TorchDispatchMode):
+class MetaFactories(meta_kernels.PlainDispatchMode):
     """Everything is created on the meta device."""
 
     def __torch_dispatch__(

@@ -238,7 +238,18 @@ def run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return func(*args, **kwargs) if result is NotImplemented else result
 
 
-class MetaKernels(TorchDispatchMode):
+class PlainDispatchMode(TorchDispatchMode):
+    """A dispatch mode whose handler torch calls as it is.
+
+    Around others it puts one that keeps them from being compiled, which imports torch's compiler.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class MetaKernels(PlainDispatchMode):
     """Runs ops on meta tensors by the kernels of this module."""
 
     def __init__(self) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fxprune.algebra import Algebra
@@ -24,6 +23,7 @@ from fxprune.dynamic_sizes import name_of, unexplained
 from fxprune.errors import AnalysisError
 from fxprune.lookups import join_tables
 from fxprune.meta import GraphRunner, call_on_meta, example_values, meta_shadow, unpacked, without
+from fxprune.meta_kernels import PlainDispatchMode
 from fxprune.modules import SizedCustomGradient
 from fxprune.rules import MODULE_RULES, RULES
 from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, tensors_in
@@ -126,7 +126,7 @@ def find_rule(func: Any, own: Mapping[str, Rule] = MappingProxyType({})) -> Rule
 
 
 @dataclass
-class _RuleMode(TorchDispatchMode):
+class _RuleMode(PlainDispatchMode):
     """Applies every dispatched op's rule. Keeps all tensors alive, so that ids identify them."""
 
     constants: dict[int, Tensor]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import function as autograd
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fxprune.meta_kernels import PlainDispatchMode
 from fxprune.modules import CustomGradient, SizedCustomGradient
 
 Apply = Callable[[type[torch.autograd.Function], tuple[Any, ...]], Any]
@@ -67,7 +67,7 @@ def _run(
     return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)], log.found
 
 
-class _NumberLog(TorchDispatchMode):
+class _NumberLog(PlainDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[Any] = []
