@@ -33,6 +33,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fxprune.analysis import Analysis, analysis_of
+from fxprune.casts import widen_casts
 from fxprune.errors import FxpruneError, VerifyError
 from fxprune.factorization.emission import product_of_factors
 from fxprune.grouping import build_groups
@@ -100,9 +101,10 @@ def verify(
     """Compare the pruned graph with the original on real inputs, both in eval mode.
 
     `inputs` as for `trace`, of any size that the graph takes. With `dtype` (say torch.float64)
-    copies of both modules and of floating inputs are converted first. The tolerance defaults to
-    1e-9 for float64, 1e-4 for float32. Neither module is modified. Raises PlanError if the plan is
-    not for `traced`, VerifyError if the modules cannot be compared.
+    copies of both modules and of floating inputs are converted first. What the graphs cast to
+    narrower types than their parameters have (softmax in float32) is computed in the latter. The
+    tolerance defaults to 1e-9 for float64, 1e-4 for float32. Neither module is modified. Raises
+    PlanError if the plan is not for `traced`, VerifyError if the modules cannot be compared.
     """
     analysis = analysis_of(traced)
     plan.check_fingerprint(analysis.fingerprint)
@@ -153,7 +155,9 @@ def _tolerance(expected: Any) -> float:
 
 def _prepared(module: fx.GraphModule, dtype: torch.dtype | None) -> fx.GraphModule:
     clone = copy.deepcopy(module).eval()
-    return clone if dtype is None else clone.to(dtype)
+    clone = clone if dtype is None else clone.to(dtype)
+    widen_casts(clone)
+    return clone
 
 
 def _converted(value: Any, dtype: torch.dtype | None) -> Any:

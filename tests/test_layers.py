@@ -19,7 +19,17 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "collection"}),
     frozenset({"axes", "algebra"}),
     frozenset(
-        {"capture", "modules", "stand_ins", "meta", "meta_kernels", "formulas", "walks", "assembly"}
+        {
+            "capture",
+            "modules",
+            "stand_ins",
+            "meta",
+            "casts",
+            "meta_kernels",
+            "formulas",
+            "walks",
+            "assembly",
+        }
     ),
     frozenset({"rules"}),
     frozenset({"propagate", "lookups", "maskable", "contexts", "roles", "groups", "grouping"})

@@ -295,3 +295,38 @@ def test_a_report_is_data() -> None:
         "law FAILS, first at node 'a': relative error 5.0e-01: max relative error 5.0e-01 "
         "(tolerance 1e-09)"
     )
+
+
+class Island(nn.Module):
+    """A state that is computed in float32, whatever the precision of the model is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 64), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.first(x).float()
+        scaled = F.softmax(state, dim=-1, dtype=torch.float32).half()
+        products = state @ scaled.to(torch.float32).transpose(1, 2)
+        return self.last(products.to(x.dtype))
+
+
+def test_what_is_cast_to_float32_is_verified_in_the_precision_of_the_model() -> None:
+    """Else nothing below 1e-7 could be told apart from a wrong index."""
+    graph, analysis = traced(alive(Island()), torch.randn(2, 5, 4).double())
+    plan = random_plan(analysis)
+    assert not plan.is_empty
+    report = verify(graph, plan, rewrite(graph, plan), torch.randn(3, 5, 4).double())
+    assert report.law == "masked interpretation"
+    assert report.ok, report
+    assert report.max_error < 1e-14
+    assert "torch.float32" in graph.code
+
+
+def test_casts_to_wider_types_stay() -> None:
+    graph, analysis = traced(alive(Island()), torch.randn(2, 5, 4).double())
+    plan = random_plan(analysis)
+    half = torch.bfloat16
+    report = verify(graph, plan, rewrite(graph, plan), torch.randn(3, 5, 4), dtype=half)
+    assert report.ok, report
+    assert report.tolerance == 5e-2
