@@ -8,7 +8,7 @@ heads or channels, those may go.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -20,7 +20,8 @@ from fxprune.rules.base import Layout
 LayoutOf: TypeAlias = Callable[[fx.Node], Layout]
 
 _SIZES_START: Mapping[str, int] = MappingProxyType(
-    {"view": 1, "reshape": 1, "expand": 1, "zeros": 0, "ones": 0, "empty": 0, "full": 0}
+    dict.fromkeys(("view", "reshape", "expand", "as_strided"), 1)
+    | dict.fromkeys(("zeros", "ones", "empty", "full"), 0)
 )
 """Where the output's sizes start among the arguments."""
 
@@ -32,13 +33,20 @@ def name_of(node: fx.Node) -> str:
 
 def unexplained(node: fx.Node, layout_of: LayoutOf) -> Iterator[Axis]:
     """The axes of a node's tensor that follow the inputs in more than their frozen factors."""
-    start = _SIZES_START.get(name_of(node))
-    given = () if start is None else node.args[start:]
-    sizes = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
+    sizes = _sizes_of(node)
     if any(isinstance(size, fx.Node) for size in sizes):
         for axis, size in zip(layout_of(node), sizes, strict=False):
             if isinstance(size, fx.Node) and _literal(size, layout_of) % _free_size(axis) != 0:
                 yield axis
+
+
+def _sizes_of(node: fx.Node) -> Sequence[object]:
+    """The sizes that a node asks for, given one by one, as a sequence or by keyword."""
+    start = _SIZES_START.get(name_of(node))
+    if start is None:
+        return ()
+    given = node.args[start:] or [node.kwargs[k] for k in ("size", "shape") if k in node.kwargs]
+    return given[0] if given and isinstance(given[0], (tuple, list)) else given
 
 
 def _free_size(axis: Axis) -> int:

@@ -32,9 +32,7 @@ def _resized(site: Site, sizes: Sequence[Any], axes: Sequence[Axis]) -> list[Any
 def _new_size(site: Site, size: Any, axis: Axis) -> Any:
     if isinstance(size, int):
         return size if size < 0 else site.width(axis)
-    before, after = _shrinking(site, [axis])
-    with site.new.graph.inserting_before(site.new):
-        return _scaled(site.new.graph, new_value(site, size), before, after)
+    return _rescaled(site, size, [axis])
 
 
 def _shrinking(site: Site, axes: Sequence[Axis]) -> tuple[int, int]:
@@ -113,6 +111,29 @@ def unflatten(site: Site) -> None:
         _set_sizes(site, 2, "sizes", _resized(site, sizes, axes), False)
 
 
+def as_strided(site: Site) -> None:
+    """`as_strided(x, size, stride)`: steps get shorter as the dimensions inside them do."""
+    sized(1, "size")(site)
+    record, strides = site.record("aten::as_strided"), site.argument(2, "stride")
+    assert record is not None
+    x = record.call["self"]
+    inside = [
+        [axis for axis, step in zip(record.call.axes("self"), x.stride(), strict=True) if step < s]
+        for s in record.call["stride"]
+    ]
+    new = [_rescaled(site, s, axes) for s, axes in zip(strides, inside, strict=True)]
+    site.set(2, "stride", tuple(new))
+
+
+def _rescaled(site: Site, size: Any, axes: Sequence[Axis]) -> Any:
+    """A number that has the sizes of `axes` as factors, at their new sizes."""
+    before, after = _shrinking(site, axes)
+    if isinstance(size, int):
+        return size // before * after
+    with site.new.graph.inserting_before(site.new):
+        return _scaled(site.new.graph, new_value(site, size), before, after)
+
+
 def size(site: Site) -> None:
     """`size(x, dim)` of a dimension that changed: its size in the original."""
     axes = site.axes(site.old.args[0])
@@ -157,6 +178,7 @@ SIZE_ROWS: Mapping[str, Row] = MappingProxyType(
         "repeat": repeated("repeats"),
         "tile": repeated("dims"),
         "unflatten": unflatten,
+        "as_strided": as_strided,
         "size": size,
         "numel": numel,
     }

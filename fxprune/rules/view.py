@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Sequence
+
+from torch import Tensor
 
 from fxprune.axes import Axis, is_frozen
 from fxprune.rules.base import (
@@ -249,16 +253,48 @@ def view_as_real(call: Call) -> Effect:
 
 
 def as_strided(call: Call) -> Effect:
-    """``as_strided``: followed only where nothing but the strides of size-1 dimensions changes."""
-    x = call["self"]
-    same = list(call["size"]) == list(x.shape) and call["storage_offset"] in (None, 0)
-    strides = zip(x.shape, x.stride(), call["stride"], strict=False)
-    if same and all(size == 1 or old == new for size, old, new in strides):
-        return _moved(call.axes("self"))
-    for tensor in (x, x._base):  # what it is a view of, which strides reach as well
-        if tensor is not None:
-            call.freeze(call.layout_of(tensor), "read by strides")
-    return _moved(call.fresh(call.outputs[0], "read by strides"))
+    """``as_strided``: dimensions that it takes over whole are followed, all others are fixed."""
+    x, offset, axes = call["self"], call["storage_offset"], call.axes("self")
+    # In place, the strides that x had are gone; pooling renews those of size-1 dimensions so.
+    lost = call.outputs[0] is x and (call.direct or x.shape != tuple(a.size for a in axes))
+    moved = offset is not None and not offset == x.storage_offset() == 0
+    kept = {} if lost or moved else _taken_over(x, call["size"], call["stride"])
+    result = [*call.fresh(call.outputs[0], "read by strides")]
+    call.freeze([axis for d, axis in enumerate(axes) if d not in kept], "read by strides")
+    if not kept and x._base is not None:  # what it is a view of, which strides reach as well
+        call.freeze(call.layout_of(x._base), "read by strides")
+    for dim, position in kept.items():
+        result[position] = axes[dim]
+    return _moved(tuple(result))
+
+
+def _taken_over(x: Tensor, size: Sequence[int], stride: Sequence[int]) -> dict[int, int]:
+    """Dimension of x → dimension of ``x.as_strided(size, stride)`` that has the same indices.
+
+    In a dense tensor an element's address is a number whose digits are its indices, each worth its
+    dimension's stride. A dimension of the result is one of x if both have the same size and stride
+    and no sum of steps along the others, but for such dimensions, changes that digit.
+    """
+    digits = {worth: d for d, worth in enumerate(x.stride()) if x.shape[d] > 1}
+    places = list(itertools.accumulate((x.shape[digits[w]] for w in sorted(digits)), operator.mul))
+    reach = [(n - 1) * step for n, step in zip(size, stride, strict=True)]
+    dense = [1, *places] == [*sorted(digits), x.numel()]
+    if not dense or min(reach, default=0) < 0 or sum(reach) >= x.numel():
+        return {}
+    kept = {
+        digits[step]: position
+        for position, step in enumerate(stride)
+        if reach[position] and step in digits and size[position] == x.shape[digits[step]]
+    }
+    for _ in range(len(kept)):  # each round drops one or finds nothing more
+        rest = [p for p in range(len(size)) if p not in kept.values()]
+        kept = {
+            dim: position
+            for dim, position in kept.items()
+            if sum(reach[p] for p in rest if stride[p] % (x.stride(dim) * x.shape[dim]))
+            < x.stride(dim)
+        }
+    return kept
 
 
 def triangle(call: Call) -> Effect:

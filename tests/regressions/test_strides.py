@@ -1,7 +1,8 @@
-"""Masked interpretation of tensors whose strides differ from those of the captured run."""
+"""Tensors read by their strides; masked interpretation where strides differ from the capture."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -29,3 +30,58 @@ def test_what_was_viewed_may_need_a_copy() -> None:
     report = fxprune.verify(graph, plan, fxprune.rewrite(graph, plan), inputs)
     assert report.ok, str(report)
     assert report.law == "masked interpretation"
+
+
+class SlidingChunks(nn.Module):
+    """Queries and keys in chunks that overlap by half, as attention in windows has them."""
+
+    def __init__(self, heads: int = 3, overlap: int = 2) -> None:
+        super().__init__()
+        self.heads, self.overlap = heads, overlap
+        self.query, self.key, self.last = nn.Linear(5, 12), nn.Linear(5, 12), nn.Linear(heads, 3)
+
+    def chunks(self, x: Tensor) -> Tensor:
+        batch, length = x.shape[:2]
+        x = x.view(batch, length, self.heads, -1).transpose(1, 2)
+        x = x.reshape(batch * self.heads, length, -1)
+        x = x.view(x.size(0), x.size(1) // (2 * self.overlap), 2 * self.overlap, x.size(2))
+        size, stride = list(x.size()), list(x.stride())
+        size[1], stride[1] = size[1] * 2 - 1, stride[1] // 2
+        return x.as_strided(size=size, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.chunks(self.query(x)) @ self.chunks(self.key(x)).transpose(-1, -2)
+        scores = scores.view(x.shape[0], self.heads, *scores.shape[1:])
+        return self.last(scores.permute(0, 2, 3, 4, 1))
+
+
+@pytest.mark.parametrize("length", [4, 12], ids=["one_chunk", "chunks_overlap"])
+def test_overlapping_chunks_lose_heads_and_head_dimensions(length: int) -> None:
+    # With one chunk the rule followed the head dimension, and rewrite left the sizes as they were.
+    model, inputs = alive(SlidingChunks()), torch.randn(3, length, 5, dtype=torch.float64)
+    graph, analysis = traced(model, inputs[:2])
+    assert sorted(group.size for group in analysis.groups) == [3, 4]
+    for seed in range(3):
+        plan = random_plan(analysis, seed)
+        pruned = fxprune.rewrite(graph, plan)
+        assert pruned.query.out_features == 4
+        report = fxprune.verify(graph, plan, pruned, inputs)
+        assert report.ok, str(report)
+
+
+class AsLongAsTheInput(nn.Module):
+    """Reads as many channels as there are positions, which at the traced length is all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 6), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h = h.as_strided(size=(x.shape[0], 4, x.shape[1]), stride=(h.stride(0), 6, 1))
+        return self.last(h.sum(-1))
+
+
+def test_a_dimension_as_long_as_the_input_is_no_channel() -> None:
+    graph, analysis = traced(alive(AsLongAsTheInput()), torch.randn(2, 6, 5, dtype=torch.float64))
+    assert not analysis.groups, graph.code

@@ -97,6 +97,13 @@ def merged_by_inference(m: Middle, x: Tensor) -> Tensor:
     return (y * y.shape[0]).view(y.shape[0] // 3, 3, 4, 4).transpose(1, 2).flatten(2)
 
 
+def in_halves(m: Middle, x: Tensor) -> Tensor:
+    """Windows of two positions inside, heads with the batch outside: each stride has factors."""
+    y = x.view(x.shape[0], 4, 3, 4).transpose(1, 2).reshape(x.shape[0] * 3, 4, 4)
+    y = y.as_strided((y.size(0), 3, 2, y.size(2)), (y.stride(0), y.stride(1), *y.stride()[1:]))
+    return y.view(x.shape[0], 3, 3, 2, 4).permute(3, 0, 2, 1, 4).flatten(3).sum(0)
+
+
 CASES: dict[str, Sequence[Case]] = {
     "view": [
         Case(lambda m, x: x.view(x.shape[0], 4, 3, 4).sum(2), 4),
@@ -149,6 +156,18 @@ CASES: dict[str, Sequence[Case]] = {
     "unflatten": [
         Case(lambda m, x: x.unflatten(2, (3, 4)).sum(2), 4),
         Case(lambda m, x: torch.unflatten(x, -1, (-1, 4)).sum(3), 3),
+    ],
+    "as_strided": [
+        Case(lambda m, x: (x * 1).as_strided((x.shape[0], 3, 2, 12), (48, 12, 12, 1)).sum(2)),
+        Case(
+            lambda m, x: (
+                torch.as_strided(m.w, stride=(1, 3, 12), size=(3, 4, 4)).transpose(0, 2).flatten(1)
+                + x
+            ),
+            12,
+            (4, 4, 3),
+        ),
+        Case(in_halves),
     ],
     "split": [
         Case(lambda m, x: rejoined(x.split(5, 2))),

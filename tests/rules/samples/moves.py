@@ -141,6 +141,17 @@ VIEWS: tuple[Sample, ...] = (
     ),
     sample("as_strided", lambda x: x.as_strided((2, 3), (6, 1)), real(4, 3)),
     sample("as_strided", lambda x: x[:2].as_strided((2, 3), (3, 1), 3), real(4, 3)),
+    sample("as_strided", lambda x: x[1:].as_strided((3, 3), (3, 1), 0), real(4, 3)),
+    sample("as_strided", lambda x: (x * 1).as_strided_((3, 3), (1, 3)), real(3, 3)),
+    sample("as_strided", lambda x: x.as_strided((4, 3), (1, 4)), real(4, 3)),
+    sample("as_strided", lambda x: x.as_strided((3, 4), (1, 3)), real(4, 3)),
+    sample("as_strided", lambda x: x.as_strided((3, 3), (1, 1)), real(4, 3)),
+    sample("as_strided", lambda x: x.as_strided((2, 4, 2, 2, 3), (48, 6, 3, 0, 1)), real(2, 16, 3)),
+    sample("as_strided", lambda x: x.as_strided((5, 2, 3, 4), (12, 60, 4, 1)), real(2, 5, 3, 4)),
+    sample("as_strided", lambda x: x.as_strided((2, 7, 3, 2), (20, 2, 2, 1)), real(2, 10, 2)),
+    sample("as_strided", lambda x: x.as_strided((2, 8, 3, 2), (20, 2, 2, 1)), real(2, 11, 2)),
+    sample("as_strided", lambda x: x.t().as_strided((5, 2, 2), (1, 5, 5)), real(3, 5)),
+    sample("as_strided", lambda x: x[:, :2].as_strided((4, 2), (3, 1)), real(4, 3)),
     sample("unfold", lambda x: x.unfold(1, 2, 1), real(4, 5, 3)),
 )
 
