@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxprune.formulas import broadcast, convolved, joined
 
@@ -232,10 +233,21 @@ KERNELS: Mapping[Any, Kernel] = MappingProxyType(
 
 
 def run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The result of an op on meta tensors."""
+    """The result of an op on meta tensors, and on tensors of data that stand beside them."""
     kernel = KERNELS.get(func)
     result = NotImplemented if kernel is None else kernel(*args, **kwargs)
-    return func(*args, **kwargs) if result is NotImplemented else result
+    if result is not NotImplemented:
+        return result
+    try:
+        return func(*args, **kwargs)
+    except RuntimeError:
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        written = func._schema.is_mutable and given and not given[0].is_meta
+        if written or len({tensor.is_meta for tensor in given}) < 2:
+            raise
+    # Many kernels take both; first, because some need the data, as `index` by a mask does.
+    args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+    return func(*args, **kwargs)
 
 
 class PlainDispatchMode(TorchDispatchMode):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import function as autograd
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fxprune.meta_kernels import PlainDispatchMode
+from fxprune.meta_kernels import PlainDispatchMode, run
 from fxprune.modules import CustomGradient, SizedCustomGradient
 
 Apply = Callable[[type[torch.autograd.Function], tuple[Any, ...]], Any]
@@ -84,7 +84,7 @@ class _NumberLog(PlainDispatchMode):
             if isinstance(value, (bool, int, float, complex)) and kinds[name] not in _SIZES
         }
         self.found.append((func, numbers))
-        return func(*args, **(kwargs or {}))
+        return run(func, args, kwargs or {})
 
 
 _SIZES = frozenset({"int", "SymInt", "Optional[int]", "Optional[SymInt]"})
