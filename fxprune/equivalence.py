@@ -105,6 +105,9 @@ def verify(
     narrower types than their parameters have (softmax in float32) is computed in the latter. The
     tolerance defaults to 1e-9 for float64, 1e-4 for float32. Neither module is modified. Raises
     PlanError if the plan is not for `traced`, VerifyError if the modules cannot be compared.
+
+    Both draw the same random numbers, and the generators stay as they were. Where random numbers
+    are drawn for removed units the two draw different ones: a difference is then a VerifyError.
     """
     analysis = analysis_of(traced)
     plan.check_fingerprint(analysis.fingerprint)
@@ -115,13 +118,15 @@ def verify(
         reference = _Dense(original, plan, pruned, values)
     else:
         reference = _Masked(original, analysis, plan, values)
-    with _running("original", values):
+    with _running("original", values), _same_draws(original):
         expected = reference.output()
-    with _running("pruned", values):
+    with _running("pruned", values), _same_draws(original):
         actual = _run(slim, values)
     error = max_error(actual, expected)
     limit = _tolerance(expected) if tolerance is None else tolerance
     ok = error <= limit and reference.fault is None
+    if not ok:
+        reference.check_draws()
     first = None if ok else reference.fault or _first_mismatch(reference, slim, values, limit)
     silent = not any(bool(t.any()) for t in _tensors(expected))
     return EquivalenceReport(ok, error, first, reference.law, limit, silent)
@@ -187,6 +192,14 @@ def _running(which: str, values: tuple[Any, ...]) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _same_draws(module: fx.GraphModule) -> Iterator[None]:
+    """Draw random numbers, and put the generators back to where they stood."""
+    devices = {tensor.device for _, tensor in named_tensors(module)}
+    with torch.random.fork_rng([device for device in devices if device.type != "cpu"]):
+        yield
+
+
 def _run(module: fx.GraphModule, values: tuple[Any, ...]) -> Any:
     with torch.no_grad():
         return module(*tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, values))
@@ -209,6 +222,9 @@ class _Reference:
     def node_values(self) -> NodeValues:
         """Each node of the original with its value."""
         return _executed(self.original, self.values)
+
+    def check_draws(self) -> None:
+        """Raise VerifyError if both graphs draw different numbers of random numbers."""
 
     def compact(self, node: fx.Node, value: Any) -> list[Tensor]:
         """What the pruned graph has of a node's tensors."""
@@ -277,6 +293,17 @@ class _Masked(_Reference):
             return _executed(self.original, self.values)
         return Interpretation(self.original, self.selection, self.values).run()
 
+    def check_draws(self) -> None:
+        for record in self.selection.analysis.propagation.records:
+            tags = getattr(record.call.func, "tags", ())  # modules have none
+            axes = [axis for layout in record.effect.outputs for axis in layout]
+            if torch.Tag.nondeterministic_seeded in tags and any(map(self.selection.changed, axes)):
+                raise VerifyError(
+                    f"node {record.site.name!r} draws random numbers for units that the plan "
+                    "removes, so the two graphs draw different ones and cannot be compared. Leave "
+                    "the groups around it out of the plan (groups=), or make the noise an input."
+                )
+
     def compact(self, node: fx.Node, value: Any) -> list[Tensor]:
         """What the plan leaves of a node's tensors."""
         stated = self.selection.analysis.propagation.nodes[node]
@@ -307,10 +334,16 @@ def _executed(module: fx.GraphModule, values: tuple[Any, ...]) -> NodeValues:
 def _first_mismatch(
     reference: _Reference, slim: fx.GraphModule, values: tuple[Any, ...], limit: float
 ) -> str:
-    pruned = {
-        node.name: tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, value)
-        for node, value in _executed(slim, values)
-    }
+    with _same_draws(slim):
+        pruned = {
+            node.name: tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, value)
+            for node, value in _executed(slim, values)
+        }
+    with _same_draws(slim):
+        return _first_difference(reference, pruned, limit)
+
+
+def _first_difference(reference: _Reference, pruned: Mapping[str, Any], limit: float) -> str:
     for node, value in reference.node_values():
         if node.name not in pruned or node.op in ("placeholder", "get_attr"):
             continue

@@ -1,0 +1,69 @@
+"""`verify` of graphs that draw random numbers in eval mode."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+import fxprune
+from fxprune import PruningPlan, VerifyError
+from tests.masking import alive, random_plan, traced
+
+
+class RandomMasking(nn.Module):
+    """Keeps a random half of the positions, as masked autoencoders do, and drops some scores."""
+
+    def __init__(self, normalize: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.norm = nn.LayerNorm(8) if normalize else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.first(x))
+        order = torch.rand(x.shape[:2]).argsort(1)[:, :3]
+        h = h.gather(1, order.unsqueeze(-1).expand(-1, -1, h.shape[-1]))
+        return self.last(F.dropout(h @ h.transpose(1, 2), 0.3, training=True) @ h)
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(h + torch.rand_like(h))
+
+
+def pruned(model: nn.Module) -> tuple[fx.GraphModule, PruningPlan, fx.GraphModule]:
+    graph, analysis = traced(alive(model), torch.randn(2, 6, 5, dtype=torch.float64))
+    plan = random_plan(analysis)
+    return graph, plan, fxprune.rewrite(graph, plan)
+
+
+@pytest.mark.parametrize("normalize", [False, True], ids=["equivalence", "interpretation"])
+def test_both_graphs_draw_the_same_numbers(normalize: bool) -> None:
+    # They drew one after the other, so that the law failed at the first random node.
+    graph, plan, slim = pruned(RandomMasking(normalize))
+    inputs, state = torch.randn(3, 6, 5, dtype=torch.float64), torch.get_rng_state()
+    report = fxprune.verify(graph, plan, slim, inputs)
+    assert report.ok, str(report)
+    assert report.law == f"masked {'interpretation' if normalize else 'equivalence'}"
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_fault_after_a_random_node_is_named() -> None:
+    graph, plan, slim = pruned(RandomMasking(False))
+    with torch.no_grad():
+        slim.last.weight.mul_(1.01)
+    report = fxprune.verify(graph, plan, slim, torch.randn(3, 6, 5, dtype=torch.float64))
+    assert not report.ok
+    assert str(report.first_mismatch).startswith("node 'last'")
+
+
+def test_numbers_drawn_for_removed_units_cannot_be_compared() -> None:
+    graph, plan, slim = pruned(Noisy())
+    with pytest.raises(VerifyError, match="node 'rand_like' draws random numbers for units"):
+        fxprune.verify(graph, plan, slim, torch.randn(3, 6, 5, dtype=torch.float64))
