@@ -60,6 +60,7 @@ $(VENV)/.peers: $(READY)
 
 zoo: $(VENV)/.peers
 	$(BIN)/python -m benchmarks.zoo
+	$(BIN)/python -m benchmarks.architectures
 
 criteria: $(VENV)/.peers
 	$(BIN)/python -m benchmarks.ranking
