@@ -60,6 +60,11 @@ _SILENT = (
     "ones, or other inputs"
 )
 
+_UNDEFINED = (
+    "the original itself computes NaN there, and nothing equals NaN; take other inputs, or another "
+    "dtype"
+)
+
 
 @dataclass(frozen=True)
 class EquivalenceReport:
@@ -127,13 +132,16 @@ def verify(
     ok = error <= limit and reference.fault is None
     if not ok:
         reference.check_draws()
-    first = None if ok else reference.fault or _first_mismatch(reference, slim, values, limit)
+    first = None if ok else reference.fault or _first_mismatch(reference, slim, expected, limit)
     silent = not any(bool(t.any()) for t in _tensors(expected))
     return EquivalenceReport(ok, error, first, reference.law, limit, silent)
 
 
 def max_error(actual: Any, expected: Any) -> float:
-    """max|a-b| / max|b| per tensor, the largest over all; inf for NaN or differing shapes."""
+    """max|a-b| / max|b| per tensor, the largest over all; inf for NaN or differing shapes.
+
+    Infinities count as equal where they are, and are no scale for the rest.
+    """
     pairs = [_tensors(actual), _tensors(expected)]
     if [t.shape for t in pairs[0]] != [t.shape for t in pairs[1]]:
         return float("inf")
@@ -143,8 +151,9 @@ def max_error(actual: Any, expected: Any) -> float:
             continue
         wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
         a, b = a.to(wide), b.to(a.device, wide)
-        scale = float(b.abs().max())
-        error = float((a - b).abs().max()) / (scale if scale > 0 else 1.0)
+        scale = float(torch.where(b.isfinite(), b, 0).abs().max())
+        distance = torch.where(a == b, 0, a - b)  # equal infinities have no difference
+        error = float(distance.abs().max()) / (scale if scale > 0 else 1.0)
         worst = max(worst, error if error == error else float("inf"))
     return worst
 
@@ -332,18 +341,22 @@ def _executed(module: fx.GraphModule, values: tuple[Any, ...]) -> NodeValues:
 
 
 def _first_mismatch(
-    reference: _Reference, slim: fx.GraphModule, values: tuple[Any, ...], limit: float
+    reference: _Reference, slim: fx.GraphModule, output: list[Tensor], limit: float
 ) -> str:
     with _same_draws(slim):
         pruned = {
             node.name: tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, value)
-            for node, value in _executed(slim, values)
+            for node, value in _executed(slim, reference.values)
         }
+    undefined = any(bool(t.isnan().any()) for t in output)
     with _same_draws(slim):
-        return _first_difference(reference, pruned, limit)
+        return _first_difference(reference, pruned, undefined, limit)
 
 
-def _first_difference(reference: _Reference, pruned: Mapping[str, Any], limit: float) -> str:
+def _first_difference(
+    reference: _Reference, pruned: Mapping[str, Any], undefined: bool, limit: float
+) -> str:
+    """The first node that differs, or, where the output is undefined, that is the cause of it."""
     for node, value in reference.node_values():
         if node.name not in pruned or node.op in ("placeholder", "get_attr"):
             continue
@@ -351,7 +364,20 @@ def _first_difference(reference: _Reference, pruned: Mapping[str, Any], limit: f
         shapes = [tuple(t.shape) for t in actual], [tuple(t.shape) for t in expected]
         if shapes[0] != shapes[1]:
             return f"node {node.name!r}: shapes {shapes[0]}, expected {shapes[1]}"
-        error = max_error(actual, expected)
+        if undefined and any(bool(t.isnan().any()) for t in expected):
+            return f"node {node.name!r}: {_UNDEFINED}"
+        error = max_error(*_where_defined(actual, expected))
         if error > limit:
             return f"node {node.name!r}: relative error {error:.1e}"
     return "the output only: every node agrees"
+
+
+def _where_defined(
+    actual: list[Tensor], expected: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors with 0 where both are NaN: a NaN that no output shows is no mismatch."""
+    both = [a.isnan() & b.isnan() for a, b in zip(actual, expected, strict=True)]
+    return (
+        [a.masked_fill(nan, 0) for a, nan in zip(actual, both, strict=True)],
+        [b.masked_fill(nan, 0) for b, nan in zip(expected, both, strict=True)],
+    )
