@@ -25,6 +25,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -34,15 +35,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fxprune.analysis import Analysis, analysis_of
 from fxprune.casts import widen_casts
-from fxprune.errors import FxpruneError, VerifyError
+from fxprune.errors import AnalysisError, FxpruneError, VerifyError
 from fxprune.factorization.emission import product_of_factors
-from fxprune.grouping import build_groups
 from fxprune.inputs import bind_inputs
 from fxprune.interpretation import Interpretation, NodeValues
 from fxprune.meta import unpacked
 from fxprune.plans import FactorizationPlan, PruningPlan
 from fxprune.plans.values import assign
 from fxprune.propagate import TensorAxes, propagate
+from fxprune.resizing import carried_over
 from fxprune.rules.base import Layout
 from fxprune.selection import Selection
 from fxprune.walks import named_tensors
@@ -109,7 +110,9 @@ def verify(
     copies of both modules and of floating inputs are converted first. What the graphs cast to
     narrower types than their parameters have (softmax in float32) is computed in the latter. The
     tolerance defaults to 1e-9 for float64, 1e-4 for float32. Neither module is modified. Raises
-    PlanError if the plan is not for `traced`, VerifyError if the modules cannot be compared.
+    PlanError if the plan is not for `traced`, VerifyError if the modules cannot be compared,
+    AnalysisError if what the plan removes is coupled differently at the inputs' sizes and the law
+    depends on it.
 
     Both draw the same random numbers, and the generators stay as they were. Where random numbers
     are drawn for removed units the two draw different ones: a difference is then a VerifyError.
@@ -132,7 +135,7 @@ def verify(
     ok = error <= limit and reference.fault is None
     if not ok:
         reference.check_draws()
-    first = None if ok else reference.fault or _first_mismatch(reference, slim, expected, limit)
+    first = None if ok else reference.fault or _located(reference, slim, expected, limit)
     silent = not any(bool(t.any()) for t in _tensors(expected))
     return EquivalenceReport(ok, error, first, reference.law, limit, silent)
 
@@ -278,7 +281,15 @@ class _Masked(_Reference):
         self.maskable = all(plan.group(name).maskable for name in plan.kept_units)
         self.law = MASKED_EQUIVALENCE if self.maskable else MASKED_INTERPRETATION
         self._apply_masks()
-        self.selection = Selection(_at_sizes(original, analysis, values), plan)
+        self.planned = Selection(analysis, plan)
+
+    @cached_property
+    def selection(self) -> Selection:
+        """What the plan leaves of each axis at the sizes of the given inputs."""
+        propagation = propagate(self.original, self.values)
+        grouped = carried_over(self.planned.analysis, propagation, self.plan.kept_units.keys())
+        sized = Analysis(self.original, self.plan.fingerprint, propagation, grouped)
+        return Selection(sized, self.plan)
 
     def _apply_masks(self) -> None:
         for name, value in self.plan.values.items():
@@ -290,11 +301,21 @@ class _Masked(_Reference):
 
     def output(self) -> Any:
         """The tensors of the reference output, without what the plan removes of them."""
-        (node,) = (n for n in self.original.graph.nodes if n.op == "output")
         if self.maskable:
-            return self.compact(node, _run(self.original, self.values))
-        *_, (_, value) = self.node_values()
+            value = _run(self.original, self.values)
+            if not self._output_shrinks():
+                return _tensors(value)
+        else:
+            *_, (_, value) = self.node_values()
+        (node,) = (n for n in self.original.graph.nodes if n.op == "output")
         return self.compact(node, value)
+
+    def _output_shrinks(self) -> bool:
+        """True if the plan removes entries of the output."""
+        nodes = self.planned.analysis.propagation.nodes
+        stated = {node.op: value for node, value in nodes.items()}["output"]
+        layouts = [v.axes for v in tree_leaves(stated) if isinstance(v, TensorAxes)]
+        return any(self.planned.changed(axis) for layout in layouts for axis in layout)
 
     def node_values(self) -> NodeValues:
         """Each node of the original with its value at full size, removed positions masked."""
@@ -303,10 +324,10 @@ class _Masked(_Reference):
         return Interpretation(self.original, self.selection, self.values).run()
 
     def check_draws(self) -> None:
-        for record in self.selection.analysis.propagation.records:
+        for record in self.planned.analysis.propagation.records:
             tags = getattr(record.call.func, "tags", ())  # modules have none
             axes = [axis for layout in record.effect.outputs for axis in layout]
-            if torch.Tag.nondeterministic_seeded in tags and any(map(self.selection.changed, axes)):
+            if torch.Tag.nondeterministic_seeded in tags and any(map(self.planned.changed, axes)):
                 raise VerifyError(
                     f"node {record.site.name!r} draws random numbers for units that the plan "
                     "removes, so the two graphs draw different ones and cannot be compared. Leave "
@@ -324,12 +345,6 @@ class _Masked(_Reference):
         return tensor if positions is None else tensor.reshape(-1)[positions.to(tensor.device)]
 
 
-def _at_sizes(original: fx.GraphModule, analysis: Analysis, values: tuple[Any, ...]) -> Analysis:
-    """The analysis at the sizes of the given inputs. Its groups are those of the plan."""
-    propagation = propagate(original, values)
-    return Analysis(original, analysis.fingerprint, propagation, build_groups(propagation))
-
-
 def _executed(module: fx.GraphModule, values: tuple[Any, ...]) -> NodeValues:
     """Each node with its value, yielded before a later node can change it in place."""
     interpreter = fx.Interpreter(module)
@@ -338,6 +353,16 @@ def _executed(module: fx.GraphModule, values: tuple[Any, ...]) -> NodeValues:
         for node in module.graph.nodes:
             interpreter.env[node] = interpreter.run_node(node)
             yield node, interpreter.env[node]
+
+
+def _located(
+    reference: _Reference, slim: fx.GraphModule, output: list[Tensor], limit: float
+) -> str:
+    """Where the two graphs part, as far as the nodes can be compared."""
+    try:
+        return _first_mismatch(reference, slim, output, limit)
+    except AnalysisError as error:
+        return f"the output, whose nodes cannot be compared: {error}"
 
 
 def _first_mismatch(

@@ -1,0 +1,87 @@
+"""What is coupled is found in another way at other sizes: groups are told by their parameters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxprune
+from fxprune.errors import AnalysisError
+
+
+class Gated(nn.Module):
+    """Four heads of six, each scaled by gates that a view takes from other heads and time steps.
+
+    What the view ties together depends on the number of time steps: at 7 all heads are one unit,
+    at 8 they are frozen, at 4 they are pairs of one unit each, or the time steps themselves.
+    """
+
+    def __init__(self, time_first: bool, norm: bool) -> None:
+        super().__init__()
+        self.time_first, self.norm = time_first, norm
+        self.values, self.gates, self.last = nn.Linear(5, 24), nn.Linear(5, 4), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, time, _ = x.shape
+        values = self.values(x).view(batch, time, 4, 6).transpose(1, 2)
+        if self.norm:
+            values = F.layer_norm(values, (values.shape[-1],))
+        gates = self.gates(x)
+        if self.time_first:
+            gates = gates.transpose(0, 1)
+        values = values * gates.reshape(batch, 4, time, 1)
+        return self.last(values.transpose(1, 2).reshape(batch, time, 24))
+
+
+def data(batch: int, time: int) -> Tensor:
+    return torch.randn(batch, time, 5, dtype=torch.float64)
+
+
+def made(
+    example: Tensor, time_first: bool, norm: bool
+) -> tuple[torch.fx.GraphModule, fxprune.PruningPlan, torch.fx.GraphModule]:
+    torch.manual_seed(0)
+    traced = fxprune.trace(Gated(time_first, norm).double().eval(), example)
+    analysis = fxprune.analyze(traced, strict=True)
+    plan = fxprune.plan(analysis, criterion="random", sparsity=0.5)
+    assert not plan.is_empty
+    return traced, plan, fxprune.rewrite(traced, plan)
+
+
+OTHERS = [(2, 8), (3, 8), (3, 7), (1, 7), (2, 1)]
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("time_first", [False, True])
+def test_groups_are_found_again_at_other_sizes(time_first: bool, norm: bool) -> None:
+    # They were told by names, which depend on what else is a group: a right network FAILED.
+    traced, plan, pruned = made(data(2, 7), time_first, norm)
+    for batch, time in OTHERS:
+        report = fxprune.verify(traced, plan, pruned, data(batch, time))
+        assert report.ok, (batch, time, str(report))
+
+
+def test_parameters_and_output_suffice_for_maskable_groups() -> None:
+    # At 4 time steps the group is made of pairs of heads.
+    traced, plan, pruned = made(data(2, 7), True, False)
+    assert fxprune.verify(traced, plan, pruned, data(2, 4)).ok
+    with torch.no_grad():
+        pruned.last.bias[0] += 1e-6
+    report = fxprune.verify(traced, plan, pruned, data(2, 4))
+    assert not report.ok
+    assert "is coupled differently" in str(report.first_mismatch)
+    assert "node 'last'" in str(fxprune.verify(traced, plan, pruned, data(3, 7)).first_mismatch)
+
+
+@pytest.mark.parametrize(("batch", "time"), [(2, 4), (3, 7)])
+def test_contexts_that_other_sizes_lack_are_refused(batch: int, time: int) -> None:
+    # Each head loses its own units, but at these sizes heads are not told apart, or are the time
+    # steps: other units were masked than the plan removes.
+    traced, plan, pruned = made(data(2, 8), False, True)
+    (name,) = plan.kept_units
+    assert plan.group(name).contexts == 4
+    assert fxprune.verify(traced, plan, pruned, data(5, 8)).ok
+    with pytest.raises(AnalysisError, match="is coupled differently"):
+        fxprune.verify(traced, plan, pruned, data(batch, time))
