@@ -168,6 +168,23 @@ HUGGINGFACE: tuple[tuple[str, str, str, Mapping[str, Any], Inputs], ...] = (
         {**_SEQ2SEQ, "max_position_embeddings": 64},
         _PAIRS,
     ),
+    (
+        "prophetnet",
+        "ProphetNetModel",
+        "ProphetNetConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 48,
+            "num_encoder_layers": 2,
+            "num_decoder_layers": 2,
+            "num_encoder_attention_heads": 4,
+            "num_decoder_attention_heads": 4,
+            "encoder_ffn_dim": 64,
+            "decoder_ffn_dim": 64,
+            "max_position_embeddings": 64,
+        },
+        _PAIRS,
+    ),
     ("vit", "ViTModel", "ViTConfig", _VISION, _pixels(32)),
     ("deit", "DeiTModel", "DeiTConfig", _VISION, _pixels(32)),
     (
