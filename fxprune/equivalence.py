@@ -35,11 +35,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fxprune.analysis import Analysis, analysis_of
 from fxprune.casts import widen_casts
+from fxprune.discrepancy import max_error, tensors_in, where_defined
 from fxprune.errors import AnalysisError, FxpruneError, VerifyError
 from fxprune.factorization.emission import product_of_factors
 from fxprune.inputs import bind_inputs
 from fxprune.interpretation import Interpretation, NodeValues
-from fxprune.meta import unpacked
 from fxprune.plans import FactorizationPlan, PruningPlan
 from fxprune.plans.values import assign
 from fxprune.propagate import TensorAxes, propagate
@@ -136,37 +136,12 @@ def verify(
     if not ok:
         reference.check_draws()
     first = None if ok else reference.fault or _located(reference, slim, expected, limit)
-    silent = not any(bool(t.any()) for t in _tensors(expected))
+    silent = not any(bool(t.any()) for t in tensors_in(expected))
     return EquivalenceReport(ok, error, first, reference.law, limit, silent)
 
 
-def max_error(actual: Any, expected: Any) -> float:
-    """max|a-b| / max|b| per tensor, the largest over all; inf for NaN or differing shapes.
-
-    Infinities count as equal where they are, and are no scale for the rest.
-    """
-    pairs = [_tensors(actual), _tensors(expected)]
-    if [t.shape for t in pairs[0]] != [t.shape for t in pairs[1]]:
-        return float("inf")
-    worst = 0.0
-    for a, b in zip(*pairs, strict=True):
-        if a.numel() == 0 or (a.dtype == b.dtype and torch.equal(a, b)):
-            continue
-        wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
-        a, b = a.to(wide), b.to(a.device, wide)
-        scale = float(torch.where(b.isfinite(), b, 0).abs().max())
-        distance = torch.where(a == b, 0, a - b)  # equal infinities have no difference
-        error = float(distance.abs().max()) / (scale if scale > 0 else 1.0)
-        worst = max(worst, error if error == error else float("inf"))
-    return worst
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(unpacked(value)) if isinstance(leaf, Tensor)]
-
-
 def _tolerance(expected: Any) -> float:
-    found = [_TOLERANCES[t.dtype] for t in _tensors(expected) if t.dtype in _TOLERANCES]
+    found = [_TOLERANCES[t.dtype] for t in tensors_in(expected) if t.dtype in _TOLERANCES]
     return max(found, default=0.0)
 
 
@@ -229,7 +204,7 @@ class _Reference:
 
     def output(self) -> Any:
         """The tensors of the reference output."""
-        return _tensors(_run(self.original, self.values))
+        return tensors_in(_run(self.original, self.values))
 
     def node_values(self) -> NodeValues:
         """Each node of the original with its value."""
@@ -240,7 +215,7 @@ class _Reference:
 
     def compact(self, node: fx.Node, value: Any) -> list[Tensor]:
         """What the pruned graph has of a node's tensors."""
-        return _tensors(value)
+        return tensors_in(value)
 
 
 class _Dense(_Reference):
@@ -304,7 +279,7 @@ class _Masked(_Reference):
         if self.maskable:
             value = _run(self.original, self.values)
             if not self._output_shrinks():
-                return _tensors(value)
+                return tensors_in(value)
         else:
             *_, (_, value) = self.node_values()
         (node,) = (n for n in self.original.graph.nodes if n.op == "output")
@@ -338,7 +313,7 @@ class _Masked(_Reference):
         """What the plan leaves of a node's tensors."""
         stated = self.selection.analysis.propagation.nodes[node]
         axes = [v.axes for v in tree_leaves(stated) if isinstance(v, TensorAxes)]
-        return [self._compact(t, a) for t, a in zip(_tensors(value), axes, strict=True)]
+        return [self._compact(t, a) for t, a in zip(tensors_in(value), axes, strict=True)]
 
     def _compact(self, tensor: Tensor, layout: Layout) -> Tensor:
         positions = self.selection.positions(layout)
@@ -385,24 +360,13 @@ def _first_difference(
     for node, value in reference.node_values():
         if node.name not in pruned or node.op in ("placeholder", "get_attr"):
             continue
-        expected, actual = reference.compact(node, value), _tensors(pruned[node.name])
+        expected, actual = reference.compact(node, value), tensors_in(pruned[node.name])
         shapes = [tuple(t.shape) for t in actual], [tuple(t.shape) for t in expected]
         if shapes[0] != shapes[1]:
             return f"node {node.name!r}: shapes {shapes[0]}, expected {shapes[1]}"
         if undefined and any(bool(t.isnan().any()) for t in expected):
             return f"node {node.name!r}: {_UNDEFINED}"
-        error = max_error(*_where_defined(actual, expected))
+        error = max_error(*where_defined(actual, expected))
         if error > limit:
             return f"node {node.name!r}: relative error {error:.1e}"
     return "the output only: every node agrees"
-
-
-def _where_defined(
-    actual: list[Tensor], expected: list[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The tensors with 0 where both are NaN: a NaN that no output shows is no mismatch."""
-    both = [a.isnan() & b.isnan() for a, b in zip(actual, expected, strict=True)]
-    return (
-        [a.masked_fill(nan, 0) for a, nan in zip(actual, both, strict=True)],
-        [b.masked_fill(nan, 0) for b, nan in zip(expected, both, strict=True)],
-    )

@@ -25,6 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "stand_ins",
             "meta",
             "casts",
+            "discrepancy",
             "meta_kernels",
             "formulas",
             "walks",

@@ -12,7 +12,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.fx.passes.infra.pass_manager import PassManager, this_before_that_pass_constraint
 
 import fxprune
-from fxprune.equivalence import max_error
+from fxprune.discrepancy import max_error
 from fxprune.passes import Apply, Capture, Compensate, Factorize, Prune, Recalibrate, Verify
 from tests.interop.models import Residual
 

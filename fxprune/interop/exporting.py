@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.jit._trace import TracerWarning
 
-from fxprune.equivalence import max_error
+from fxprune.discrepancy import max_error
 from fxprune.errors import ExportError
 from fxprune.inputs import bind_inputs
 from fxprune.interop.plain import plain_output, tensors_of, without_guards

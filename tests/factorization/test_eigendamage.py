@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.equivalence import max_error
+from fxprune.discrepancy import max_error
 from fxprune.factorization import FactorLayer, factor_layers, factored, plan_factorization
 from fxprune.factorization.bases import Rotated, core
 from fxprune.factorization.eigendamage import eigenbases, in_eigenbasis, with_moments

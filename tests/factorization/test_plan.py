@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import checkpoint
-from fxprune.equivalence import max_error
+from fxprune.discrepancy import max_error
 from fxprune.factorization import factored
 from fxprune.plans import Bases, FactorizationPlan
 

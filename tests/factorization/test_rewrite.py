@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.equivalence import max_error
+from fxprune.discrepancy import max_error
 from fxprune.factorization import factored
 from fxprune.plans import Bases, FactorizationPlan
 from tests.factorization.networks import LAYERS, network, random_bases

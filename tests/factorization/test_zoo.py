@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.equivalence import max_error
+from fxprune.discrepancy import max_error
 from fxprune.factorization import factor_layers, factored
 from fxprune.plans import Bases, FactorizationPlan
 from tests import torchvision_shim  # noqa: F401

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.equivalence import max_error
+from fxprune.discrepancy import max_error
 from fxprune.interop import without_guards
 from fxprune.interop.plain import tensors_of
 from tests.interop.models import CASES, Case

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.equivalence import max_error
+from fxprune.discrepancy import max_error
 
 
 class Overflowing(nn.Module):
