@@ -194,6 +194,10 @@ def _tried(config_class: Any) -> Row:
             return check(model)
         except fxprune.FxpruneError as error:
             return {"outcome": "refused", "reason": f"{type(error).__name__}: {error}"}
+        except TimeoutError:
+            raise
+        except Exception as error:  # no error of ours: a fault
+            return {"outcome": "WRONG", "reason": f"{type(error).__name__}: {error}"}
     return {"outcome": "does not run in eager mode", "reason": why}
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,9 @@ class Recorder(TorchFunctionMode):
             return value, plain(value)
         if isinstance(value, Tensor):
             return self.convert_tensor(value)
+        if kind is type:
+            dtype = _DTYPES.get(value, value)
+            return dtype, dtype
         if kind is slice:
             parts = [self.convert(p) for p in (value.start, value.stop, value.step)]
             return slice(*(p[0] for p in parts)), slice(*(p[1] for p in parts))
@@ -340,6 +344,11 @@ _ATOMS = frozenset(
      type(Ellipsis), torch.layout}
 )  # fmt: skip
 
+
+_DTYPES: Mapping[type, torch.dtype] = MappingProxyType(
+    {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
+)
+"""What torch takes Python's types for; generated code cannot name them."""
 
 _NEEDS_NUMBER = "Tensor.item() cannot be called on meta tensors"
 

@@ -35,6 +35,19 @@ def test_numbers_and_names_of_numpy_become_pythons_and_torchs() -> None:
     assert "keepdims" not in gm.code
 
 
+class PythonsTypes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        ones = torch.ones(x.shape[0], dtype=int)  # type: ignore[call-overload]
+        both = x.to(float) + ones[:, None]  # type: ignore[call-overload]
+        return torch.where(x.to(dtype=bool), both, 0.5)  # type: ignore[call-overload,no-any-return]
+
+
+def test_pythons_types_stand_for_torchs() -> None:
+    gm = check(PythonsTypes(), 5)
+    assert "torch.int64" in gm.code
+    assert "<class" not in gm.code
+
+
 class Spectrum(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mixed = torch.fft.fft(x)
