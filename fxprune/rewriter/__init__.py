@@ -97,7 +97,19 @@ class _Rewriter:
             module_fix = FIXES.get(type(module))
             fix = None if module_fix is None else lambda site: module_fix(module, site)
         if fix is not None and self._touched(node):
+            self._refuse_empty(node)
             fix(Site(node, new, self.selection, self._add_constant, self.records.get(node, ())))
+
+    def _refuse_empty(self, node: fx.Node) -> None:
+        """Sizes cannot be rewritten where one becomes 0."""
+        for layout in (axes for n in (node, *node.all_input_nodes) for axes in self._layouts(n)):
+            for axis, width in zip(layout, self.selection.shape(layout), strict=True):
+                if width == 0 < axis.size:
+                    raise RewriteError(
+                        f"node {node.name!r} would keep none of the {axis.size} indices of a "
+                        "dimension: the plan removes all of its units. Keep more units of the "
+                        "groups that they belong to."
+                    )
 
     def _replaced(self) -> set[str]:
         """Modules that were called, and whose calls have all become something else."""
