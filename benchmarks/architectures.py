@@ -192,12 +192,11 @@ def _tried(config_class: Any) -> Row:
             continue
         try:
             return check(model)
-        except fxprune.FxpruneError as error:
-            return {"outcome": "refused", "reason": f"{type(error).__name__}: {error}"}
         except TimeoutError:
             raise
-        except Exception as error:  # no error of ours: a fault
-            return {"outcome": "WRONG", "reason": f"{type(error).__name__}: {error}"}
+        except Exception as error:  # one that is not ours is a fault
+            outcome = "refused" if isinstance(error, fxprune.FxpruneError) else "WRONG"
+            return {"outcome": outcome, "reason": f"{type(error).__name__}: {error}"}
     return {"outcome": "does not run in eager mode", "reason": why}
 
 

@@ -102,7 +102,7 @@ class _Rewriter:
 
     def _refuse_empty(self, node: fx.Node) -> None:
         """Sizes cannot be rewritten where one becomes 0."""
-        for layout in (axes for n in (node, *node.all_input_nodes) for axes in self._layouts(n)):
+        for layout in self._layouts_around(node):
             for axis, width in zip(layout, self.selection.shape(layout), strict=True):
                 if width == 0 < axis.size:
                     raise RewriteError(
@@ -119,10 +119,14 @@ class _Rewriter:
 
     def _touched(self, node: fx.Node) -> bool:
         """True if an axis of the node's tensors or parameters changes."""
-        layouts = [axes for n in (node, *node.all_input_nodes) for axes in self._layouts(n)]
+        layouts = self._layouts_around(node)
         if node.op == "call_module":
             layouts += self._layouts_inside.get(str(node.target), ())
         return any(self.selection.changed(axis) for layout in layouts for axis in layout)
+
+    def _layouts_around(self, node: fx.Node) -> list[Layout]:
+        """The axes of the tensors that a node reads and makes."""
+        return [axes for n in (node, *node.all_input_nodes) for axes in self._layouts(n)]
 
     def _layouts(self, node: fx.Node) -> list[Layout]:
         """The axes of the tensors in a node's value."""
