@@ -97,19 +97,7 @@ class _Rewriter:
             module_fix = FIXES.get(type(module))
             fix = None if module_fix is None else lambda site: module_fix(module, site)
         if fix is not None and self._touched(node):
-            self._refuse_empty(node)
             fix(Site(node, new, self.selection, self._add_constant, self.records.get(node, ())))
-
-    def _refuse_empty(self, node: fx.Node) -> None:
-        """Sizes cannot be rewritten where one becomes 0."""
-        for layout in self._layouts_around(node):
-            for axis, width in zip(layout, self.selection.shape(layout), strict=True):
-                if width == 0 < axis.size:
-                    raise RewriteError(
-                        f"node {node.name!r} would keep none of the {axis.size} indices of a "
-                        "dimension: the plan removes all of its units. Keep more units of the "
-                        "groups that they belong to."
-                    )
 
     def _replaced(self) -> set[str]:
         """Modules that were called, and whose calls have all become something else."""
@@ -162,8 +150,7 @@ class _Rewriter:
         except Exception as error:
             first = str(error).strip().split("\n")[0]
             raise RewriteError(
-                f"the graph does not run at its new sizes: {first}. Leave the groups around the op "
-                "that fails out of the plan (groups=), and report the op."
+                f"the graph does not run at its new sizes: {first}. {self._advice()}"
             ) from error
         for new, executed in shapes.items():
             old = originals.get(new)
@@ -172,6 +159,20 @@ class _Rewriter:
             expected = [self.selection.shape(axes) for axes in self._layouts(old)]
             if expected != executed:
                 raise RewriteError(self._mismatch(old, expected, executed))
+
+    def _advice(self) -> str:
+        """What to do about a graph that does not run."""
+        for node in self.traced.graph.nodes:
+            axes = [axis for layout in self._layouts(node) for axis in layout]
+            if any(self.selection.width(axis) == 0 < axis.size for axis in axes):
+                return (
+                    f"The plan removes every unit of a dimension of node {node.name!r}, which not "
+                    "every op can take: keep one of them."
+                )
+        return (
+            "Leave the groups around the op that fails out of the plan (groups=), and report the "
+            "op."
+        )
 
     def _mismatch(self, node: fx.Node, expected: Any, executed: Any) -> str:
         return (
