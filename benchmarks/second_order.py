@@ -227,6 +227,11 @@ class Bench:
         return F.cross_entropy(module(self.digits.train), self.digits.train_labels).item()
 
     @torch.no_grad()
+    def test_loss(self, module: nn.Module) -> float:
+        """On the test images."""
+        return F.cross_entropy(module(self.digits.test), self.digits.test_labels).item()
+
+    @torch.no_grad()
     def accuracy(self, module: nn.Module) -> float:
         """On the test images."""
         right = module(self.digits.test).argmax(1) == self.digits.test_labels

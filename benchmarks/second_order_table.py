@@ -230,11 +230,12 @@ def _best(found: Found) -> list[str]:
         (f"{after}, ours also in rounds and factors, uncompensated", plain, tuned, True),
         (f"{after}, ours also compensated", own, tuned, True),
     ):
-        lines += ["", f"### {title}", "", _best_table(found, chosen, value, higher)]
+        lines += ["", f"### {title}", "", best_table(found, chosen, value, higher)]
     return lines
 
 
-def _best_table(found: Found, own: Sequence[str], value: Value, higher: bool) -> str:
+def best_table(found: Found, own: Sequence[str], value: Value, higher: bool) -> str:
+    """The best of `own` against the best of Torch-Pruning's, per network and level."""
     table, counts, apart = [], [0, 0, 0], [0, 0, 0]
     for model in _models(found):
         rows = _rows(found, model)

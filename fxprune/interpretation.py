@@ -152,9 +152,9 @@ def _layer_norm(record: Record, selection: Selection) -> dict[str, Any]:
 
 def _group_norm(record: Record, selection: Selection) -> dict[str, Any]:
     channels, inner = record.effect.outputs[0][1], record.effect.over[0]
-    width = selection.width(channels)
     positions = math.prod(selection.shape(record.effect.outputs[0])[2:])
-    return {"C": width, "HxW": positions, "group": width // selection.width(inner)}
+    groups = selection.ratio(channels, inner)
+    return {"C": selection.width(channels), "HxW": positions, "group": groups}
 
 
 _RESIZED: Mapping[str, Callable[[Record, Selection], dict[str, Any]]] = MappingProxyType(

@@ -30,7 +30,7 @@ def repeat_interleave(site: Site) -> None:
     axes = site.axes(site.old.args[0])
     if dim is None:  # of the flattened tensor
         if isinstance(site.argument(1, "repeats"), int) and site.changed(site.out[0]):
-            site.set(1, "repeats", site.ratio(site.out[0], *axes))
+            site.set(1, "repeats", site.selection.ratio(site.out[0], *axes))
         return
     axis, out = axes[dim], site.out[dim]
     if site.old.kwargs.get("output_size") is not None and site.changed(out):
@@ -39,7 +39,7 @@ def repeat_interleave(site: Site) -> None:
         if site.changed(axis):
             site.select(dim % len(site.out), _constant_index(site, "aten::index_select"))
     elif site.changed(out):
-        site.set(1, "repeats", site.ratio(out, axis))
+        site.set(1, "repeats", site.selection.ratio(out, axis))
 
 
 def split(site: Site) -> None:
@@ -220,7 +220,7 @@ def norm_groups(site: Site) -> int:
     record = site.record("aten::native_group_norm")
     assert record is not None
     channels, inner = record.effect.outputs[0][1], record.effect.over[0]
-    return site.ratio(channels, inner)
+    return site.selection.ratio(channels, inner)
 
 
 def convolution(site: Site) -> None:
@@ -238,7 +238,7 @@ def convolution_groups(site: Site, weight: Sequence[Axis], transposed: bool) -> 
     assert record is not None
     spatial = len(weight) - 2
     side = site.out if transposed else record.call.axes("input")
-    return site.ratio(side[len(side) - 1 - spatial], weight[1])
+    return site.selection.ratio(side[len(side) - 1 - spatial], weight[1])
 
 
 def attention(site: Site) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -60,15 +59,6 @@ class Site:
     def changed(self, axis: Axis) -> bool:
         """True if an axis shrinks."""
         return self.selection.changed(axis)
-
-    def ratio(self, axis: Axis, *factors: Axis) -> int:
-        """The new size of an axis over those of its factors.
-
-        A slice that loses all of its units has the size 0 whatever the ratio is: it stays.
-        """
-        if self.width(axis) == 0:
-            return axis.size // math.prod(factor.size for factor in factors)
-        return self.width(axis) // math.prod(self.width(factor) for factor in factors)
 
     # -- arguments ---------------------------------------------------------------------------------
 

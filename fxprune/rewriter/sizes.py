@@ -92,7 +92,7 @@ def repeated(name: str) -> Row:
         padded: list[Axis | None] = [None] * (len(site.out) - len(axes)) + list(axes)
         counts = [1] * (len(site.out) - len(counts)) + list(counts)
         new = [
-            site.ratio(out, *([] if axis is None else [axis]))
+            site.selection.ratio(out, *([] if axis is None else [axis]))
             if isinstance(count, int) and site.changed(out)
             else count
             for count, axis, out in zip(counts, padded, site.out, strict=True)

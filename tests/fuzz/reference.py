@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
@@ -146,6 +147,28 @@ def _renumbered_member(tensor: Tensor, member: Member, orders: Sequence[Sequence
                 else:
                     result.select(member.dim, target).copy_(tensor.select(member.dim, source))
     return result
+
+
+def largest(tensor: Tensor) -> float:
+    """The largest finite magnitude in a tensor."""
+    values = tensor.to(_wide(tensor)).abs()
+    return float(values[values.isfinite()].max()) if values.isfinite().any() else 0.0
+
+
+def distance(actual: Tensor, expected: Tensor) -> float:
+    """max|a-b|, 0 where both are the same infinity or NaN; inf for other shapes and NaNs."""
+    if actual.shape != expected.shape:
+        return math.inf
+    if actual.numel() == 0:
+        return 0.0
+    a, b = actual.to(_wide(actual)), expected.to(_wide(actual))
+    same = (a == b) | (a.isnan() & b.isnan())
+    found = float(torch.where(same, 0, a - b).abs().max())
+    return math.inf if math.isnan(found) else found
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.complex128 if tensor.is_complex() else torch.float64
 
 
 def relative_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
