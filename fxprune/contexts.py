@@ -34,10 +34,13 @@ _ORDERED = frozenset({Kind.STATISTIC, Kind.BATCH_NORM})
 
 
 def contexts(propagation: Propagation) -> Mapping[Atom, frozenset[Atom]]:
-    """For every free atom that occurs in a product, the atoms it may depend on."""
+    """For each free atom of the parameters and buffers, the others of them it may depend on."""
     narrowing = _Narrowing(propagation)
-    for layout in propagation.layouts.values():
-        narrowing.by_layout(layout, True)
+    layouts = propagation.layouts.values()
+    for layout in {tuple(id(find(axis)) for axis in layout): layout for layout in layouts}.values():
+        for atom, companions in _companions(layout, True).items():
+            narrowing.narrow(atom, companions)
+    narrowing.forget_decided()
     for node, value in propagation.nodes.items():
         for leaf in tree_leaves(value):
             if isinstance(leaf, TensorAxes):  # nobody could tell what stays of an output by data
@@ -45,13 +48,14 @@ def contexts(propagation: Propagation) -> Mapping[Atom, frozenset[Atom]]:
                 narrowing.by_layout(axes, True)
     for record in propagation.records:
         narrowing.by_record(record)
-    return {atom: companions for atom, companions in narrowing.found.items() if companions}
+    narrowing.forget_decided()
+    return narrowing.found
 
 
 class _Narrowing:
     """Takes away, layout by layout and op by op, what an atom may not depend on.
 
-    found   atoms that occurred, and what each may still depend on
+    found   the atoms that may still depend on something, and on what
     """
 
     def __init__(self, propagation: Propagation) -> None:
@@ -66,19 +70,31 @@ class _Narrowing:
             return layout
         return tuple(self._tables.get(find(axis), axis) for axis in layout)
 
+    def narrow(self, atom: Atom, companions: frozenset[Atom]) -> None:
+        """Leave an atom only these companions."""
+        self.found[atom] = self.found.get(atom, companions) & companions
+
+    def forget_decided(self) -> None:
+        """Drop the atoms that depend on nothing: most of them, as soon as a bias has them alone."""
+        self.found = {atom: companions for atom, companions in self.found.items() if companions}
+
     def by_layout(self, layout: Layout, ordered: bool) -> None:
         """By how the dimensions of one tensor nest; with `ordered` by their order, too."""
-        if (ordered, id(layout)) in self._known:
+        if not self.found or (ordered, id(layout)) in self._known:
             return
         self._known[ordered, id(layout)] = layout
         key = ordered, tuple(id(find(axis)) for axis in layout)
         if key not in self._seen:
             self._seen.add(key)
-            for atom, companions in _companions(layout, ordered).items():
-                self.found[atom] = self.found.get(atom, companions) & companions
+            if not self.found.keys().isdisjoint(_atoms(layout)):
+                for atom, companions in _companions(layout, ordered).items():
+                    if atom in self.found:
+                        self.narrow(atom, companions)
 
     def by_record(self, record: Record) -> None:
         """By what an op reads and makes, and what it sums over or renumbers."""
+        if not self.found:
+            return
         renumbers = record.call.name in _RENUMBERED
         ordered = record.effect.kind in _ORDERED or renumbers
         inputs = [layout for _, layout in record.inputs]

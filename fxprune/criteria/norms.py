@@ -73,6 +73,8 @@ class Norm:
         others = [dim for dim in range(parameter.dim()) if dim not in dims]
         rows = max(1, _BLOCK * len(parameter) // max(parameter.numel(), 1))
         leading = 0 in dims  # else it is summed over first, and what else is in the end
+        if leading and rows >= len(parameter):
+            return self._powers(parameter).sum(others) if others else self._powers(parameter)
         kept = [parameter.shape[dim] for dim in sorted(dims)] if leading else parameter.shape[1:]
         total = torch.zeros(kept, dtype=torch.float64, device=parameter.device)
         for start in range(0, len(parameter), rows):
