@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 import fxprune
-from fxprune import Analysis, Group, PlanError, PruningPlan
+from fxprune import Analysis, Group, PruningPlan
 from fxprune.grouping import build_groups
 from fxprune.interpretation import Interpretation
 from fxprune.propagate import Propagation, TensorAxes, propagate
@@ -21,6 +21,12 @@ from fxprune.selection import Selection
 from tests.fuzz import reference
 from tests.fuzz.case import Case, bits, run, same_bits, tensors, trace
 from tests.fuzz.gradients import gradients_of, is_derivative
+from tests.fuzz.matches import (
+    composed_plans,
+    has_other_contexts,
+    of_single_units,
+    signature_of,
+)
 
 TOLERANCE = 1e-9
 BATCHES = (3, 1)
@@ -206,18 +212,18 @@ def same_groups_again(case: Case) -> None:
     found, wanted = Counter[Any](), Counter[Any]()
     gathers = any("_index" in name for name, _ in case.pruned.named_buffers())
     loose = {
-        _signature(g, 0) for g in case.analysis.groups if gathers or _has_other_contexts(case, g)
+        signature_of(g, 0) for g in case.analysis.groups if gathers or has_other_contexts(case, g)
     }
     for group in fxprune.analyze(trace(case.pruned, case.program)).groups:
-        contexts = 0 if _signature(group, 0) in loose else group.contexts
-        found[_signature(group, contexts)] += group.size
+        contexts = 0 if signature_of(group, 0) in loose else group.contexts
+        found[signature_of(group, contexts)] += group.size
     alone = set()
     for group in case.analysis.groups:
         around = _group_of_contexts(case.analysis, group)
         contexts = len(case.kept[around]) if around in case.kept else group.contexts
-        signature = _signature(group, 0 if _signature(group, 0) in loose else contexts)
+        signature = signature_of(group, 0 if signature_of(group, 0) in loose else contexts)
         wanted[signature] += len(case.rows(group)[0])
-        if _of_single_units(case.analysis, group):
+        if of_single_units(case.analysis, group):
             alone.add(signature)
     for signature in wanted if gathers else found | wanted:
         # Runs of single units that have become neighbours make a group; one unit alone makes none.
@@ -228,17 +234,12 @@ def same_groups_again(case: Case) -> None:
         )
 
 
-def _signature(group: Group, contexts: int) -> tuple[Any, ...]:
-    members = sorted({(m.parameter, m.dim) for m in group.members if "_index" not in m.parameter})
-    return contexts, group.maskable, tuple(members)
-
-
 def two_rounds(case: Case) -> None:
     """Pruning what was pruned is one composed plan."""
     analysis = fxprune.analyze(case.pruned)
     rng = random.Random(len(analysis.groups))
     kept = {group.name: random_rows(group, rng) for group in analysis.groups}
-    second, composed = _composed(case, analysis, kept)
+    second, composed = composed_plans(case, analysis, kept)
     twice = fxprune.rewrite(case.pruned, second)
     once = fxprune.rewrite(case.traced, composed)
     state = reference.tensors_of(twice)
@@ -246,62 +247,6 @@ def two_rounds(case: Case) -> None:
         assert torch.equal(tensor, state[name]), f"{name} differs"
     inputs = case.program.example(3, seed=7)
     assert reference.relative_error(run(once, inputs), run(twice, inputs)) <= TOLERANCE
-
-
-def _composed(
-    case: Case, analysis: Analysis, kept: dict[str, Any]
-) -> tuple[PruningPlan, PruningPlan]:
-    """A second plan and its composition with the first, without what only the second could say."""
-    second = PruningPlan.build(analysis, kept)
-    try:
-        return second, fxprune.compose(case.plan, second)
-    except PlanError:
-        merged = [g for g in analysis.groups if g.name in kept and _merges(case, g)]
-        if not merged:
-            raise
-    rest = {name: rows for name, rows in kept.items() if name != merged[0].name}
-    return _composed(case, analysis, rest)
-
-
-def _merges(case: Case, group: Group) -> bool:
-    """True if units alike those of a later group are in several groups, in none, or in one that
-    has or may have other contexts.
-    """
-    analysis = case.analysis
-    alike = [g for g in analysis.groups if _signature(g, 1) == _signature(group, 1)]
-    single = any(
-        _of_single_units(analysis, g)
-        or _has_other_contexts(case, g)
-        or g.contexts < group.contexts  # a slice has become a gather
-        for g in alike
-    )
-    places = {f"{member.parameter}:{member.dim}" for member in group.members}
-    return len(alike) > 1 or single or not places.isdisjoint(_places_of_lone_units(analysis))
-
-
-def _has_other_contexts(case: Case, group: Group) -> bool:
-    """True if several dimensions could be the contexts of a group.
-
-    The largest is taken, and pruning may make it another one.
-    """
-    units = case.analysis.grouped.units
-    return any(
-        units.get(atom.key, ("",))[0] == group.name and len(around) > 1
-        for atom, around in case.allowed_contexts.items()
-    )
-
-
-def _places_of_lone_units(analysis: Analysis) -> set[str]:
-    """The first places of the units that are the only ones of their kind, and so in no group."""
-    named = {group.name for group in (*analysis.groups, *analysis.grouped.frozen)}
-    return {
-        name.partition("#")[0] for name, _ in analysis.grouped.units.values() if name not in named
-    }
-
-
-def _of_single_units(analysis: Analysis, group: Group) -> bool:
-    """True if the group was put together from units that stand alone."""
-    return sum(name == group.name for name, _ in analysis.grouped.units.values()) == group.size
 
 
 def random_rows(group: Group, rng: random.Random) -> Any:
@@ -340,7 +285,7 @@ def _order(analysis: Analysis, group: Group, rng: random.Random) -> list[int]:
     They belong to the same dimensions, but an operator may treat each in its own way: it negates
     one half of the channels and not the other.
     """
-    if _of_single_units(analysis, group):
+    if of_single_units(analysis, group):
         return list(range(group.size))
     return rng.sample(range(group.size), group.size)
 
