@@ -16,7 +16,7 @@ Contexts only shrink, so one pass over parameters and ops intersects sets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from torch.utils._pytree import tree_leaves
 
@@ -35,21 +35,24 @@ _ORDERED = frozenset({Kind.STATISTIC, Kind.BATCH_NORM})
 
 def contexts(propagation: Propagation) -> Mapping[Atom, frozenset[Atom]]:
     """For each free atom of the parameters and buffers, the others of them it may depend on."""
-    narrowing = _Narrowing(propagation)
-    layouts = propagation.layouts.values()
-    for layout in {tuple(id(find(axis)) for axis in layout): layout for layout in layouts}.values():
-        for atom, companions in _companions(layout, True).items():
-            narrowing.narrow(atom, companions)
-    narrowing.forget_decided()
+    narrowing = _Narrowing(propagation, _beside(propagation.layouts.values()))
     for node, value in propagation.nodes.items():
-        for leaf in tree_leaves(value):
+        for leaf in tree_leaves(value) if narrowing.found else ():
             if isinstance(leaf, TensorAxes):  # nobody could tell what stays of an output by data
                 axes = leaf.axes if node.op == "output" else narrowing.standing(leaf.axes)
                 narrowing.by_layout(axes, True)
-    for record in propagation.records:
+    for record in propagation.records if narrowing.found else ():
         narrowing.by_record(record)
-    narrowing.forget_decided()
     return narrowing.found
+
+
+def _beside(layouts: Iterable[Layout]) -> dict[Atom, frozenset[Atom]]:
+    """The atoms that are companions of an atom in all of these tensors, where there are any."""
+    found: dict[Atom, frozenset[Atom]] = {}
+    for layout in {tuple(id(find(axis)) for axis in layout): layout for layout in layouts}.values():
+        for atom, companions in _companions(layout, True).items():
+            found[atom] = found.get(atom, companions) & companions
+    return {atom: companions for atom, companions in found.items() if companions}
 
 
 class _Narrowing:
@@ -58,8 +61,9 @@ class _Narrowing:
     found   the atoms that may still depend on something, and on what
     """
 
-    def __init__(self, propagation: Propagation) -> None:
-        self.found: dict[Atom, frozenset[Atom]] = {}
+    def __init__(self, propagation: Propagation, found: Mapping[Atom, frozenset[Atom]]) -> None:
+        self.found = dict(found)
+        self._leaves: dict[int, tuple[Axis, frozenset[Atom]]] = {}
         self._tables: Mapping[Axis, Axis] = dict(followed(propagation.records))
         self._known: dict[tuple[bool, int], Layout] = {}  # holds them, so that ids stay theirs
         self._seen: set[tuple[bool, tuple[int, ...]]] = set()
@@ -70,48 +74,58 @@ class _Narrowing:
             return layout
         return tuple(self._tables.get(find(axis), axis) for axis in layout)
 
-    def narrow(self, atom: Atom, companions: frozenset[Atom]) -> None:
-        """Leave an atom only these companions."""
-        self.found[atom] = self.found.get(atom, companions) & companions
+    def atoms(self, layout: Iterable[Axis]) -> set[Atom]:
+        """`_atoms`, found once for each axis."""
+        found: set[Atom] = set()
+        for axis in layout:
+            known = self._leaves.get(id(axis))
+            if known is None:  # with the axis, so that ids stay theirs
+                known = self._leaves[id(axis)] = axis, frozenset(leaves(axis))
+            found |= known[1]
+        return found
 
-    def forget_decided(self) -> None:
-        """Drop the atoms that depend on nothing: most of them, as soon as a bias has them alone."""
-        self.found = {atom: companions for atom, companions in self.found.items() if companions}
+    def narrow(self, atom: Atom, companions: Set[Atom]) -> None:
+        """Leave an atom only these companions."""
+        left = self.found[atom] & companions
+        if left:
+            self.found[atom] = left
+        else:
+            del self.found[atom]
 
     def by_layout(self, layout: Layout, ordered: bool) -> None:
         """By how the dimensions of one tensor nest; with `ordered` by their order, too."""
-        if not self.found or (ordered, id(layout)) in self._known:
+        if (ordered, id(layout)) in self._known:
             return
         self._known[ordered, id(layout)] = layout
+        if self.found.keys().isdisjoint(self.atoms(layout)):
+            return
         key = ordered, tuple(id(find(axis)) for axis in layout)
         if key not in self._seen:
             self._seen.add(key)
-            if not self.found.keys().isdisjoint(_atoms(layout)):
-                for atom, companions in _companions(layout, ordered).items():
-                    if atom in self.found:
-                        self.narrow(atom, companions)
+            for atom, companions in _companions(layout, ordered).items():
+                if atom in self.found:
+                    self.narrow(atom, companions)
 
     def by_record(self, record: Record) -> None:
         """By what an op reads and makes, and what it sums over or renumbers."""
-        if not self.found:
-            return
         renumbers = record.call.name in _RENUMBERED
         ordered = record.effect.kind in _ORDERED or renumbers
-        inputs = [layout for _, layout in record.inputs]
-        for layout in (*inputs, *record.effect.outputs):
+        layouts = [*(layout for _, layout in record.inputs), *record.effect.outputs]
+        for layout in layouts:
             self.by_layout(self.standing(layout), ordered)
-        over = _atoms(self.standing(record.effect.over))
+        over = self.atoms(self.standing(record.effect.over))
         if over:
-            around = {a for layout in (*inputs, *record.effect.outputs) for a in _atoms(layout)}
+            around = self.atoms(axis for layout in layouts for axis in layout)
             for atom in (around - over) & self.found.keys():
-                self.found[atom] -= over
+                self.narrow(atom, self.found[atom] - over)
             for atom in over & self.found.keys():
-                self.found[atom] -= _repeated(map(self.standing, record.effect.outputs))
+                paired = _repeated(map(self.standing, record.effect.outputs))
+                self.narrow(atom, self.found[atom] - paired)
         if renumbers:
             for axis in _moved(record):
-                atoms = _atoms([axis])
+                atoms = self.atoms([axis])
                 for atom in atoms & self.found.keys():
-                    self.found[atom] &= atoms
+                    self.narrow(atom, atoms)
 
 
 def _atoms(layout: Iterable[Axis]) -> set[Atom]:
