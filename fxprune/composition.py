@@ -25,6 +25,12 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
     plan for something else, or if no plan of the original says the same: where `first` left single
     units that only `second` sees as alike, a group may lose its last one.
     """
+    for place, plan in (("first", first), ("second", second)):
+        if not isinstance(plan, PruningPlan):
+            raise PlanError(
+                f"compose takes two plans, and the {place} is a {type(plan).__name__}. Pass what "
+                "fxprune.plan returns, or the `.plan` of a result of fxprune.prune."
+            )
     composer = _Composer(first, second)
     kept = {group.name: first.kept_mask(group) for group in first.groups}
     for name in second.kept_units:

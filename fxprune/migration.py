@@ -83,7 +83,8 @@ def migrate_optimizer(
     (steps) are copied. Parameter groups keep their order and options; parameters that the graph
     does not reach are left out. Training then goes as that of the original would with the removed
     entries, their gradients and their state held at zero. Hooks do not come along, and a learning
-    rate scheduler must be given the new optimizer.
+    rate scheduler must be given the new optimizer. Biases that the plan adds have no past and are
+    left out: give them to the new optimizer with `add_param_group`.
 
     Raises PlanError if the optimizer has none of the original's parameters, or state that belongs
     to no single entry of its parameter (L-BFGS, Adafactor's rows and columns).

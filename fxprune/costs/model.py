@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +17,9 @@ from fxprune.costs.formulas import products
 from fxprune.costs.polynomials import Compiled, Polynomial, Sizes, added
 from fxprune.errors import PlanError
 from fxprune.plans import PruningPlan
+from fxprune.plans.values import weight_beside
 from fxprune.propagate import Propagation, TensorAxes
+from fxprune.slicing import Slicer
 
 
 @dataclass(frozen=True)
@@ -123,17 +125,29 @@ class CostModel:
 
     def cost(self, plan: PruningPlan | None = None) -> Cost:
         """The cost of what a plan leaves."""
-        widths = self.widths(plan)
+        widths, biases = self.widths(plan), self._added(plan)
         total = self.at(widths)
+        total = replace(total, parameters=total.parameters + sum(biases.values()))
         targets = {n.name: _target(n) for n in self.analysis.traced.graph.nodes}
         rows = []
         for name, node in self.nodes.items():
             amounts = Amounts(**{q: value(polynomial, widths) for q, polynomial in node.items()})
+            amounts = replace(amounts, parameters=amounts.parameters + biases.get(name, 0))
             if amounts != _NOTHING:
                 each = self.per_sample(amounts)
                 rows.append(NodeCost(**vars(each), node=name, target=targets.get(name, "")))
         each = self.per_sample(total)
         return Cost(**vars(each), batch=self.batch, total=total, nodes=tuple(rows))
+
+    def _added(self, plan: PruningPlan | None) -> dict[str, int]:
+        """By the node that reads them, how many entries are left of biases that a plan adds."""
+        found: dict[str, int] = {}
+        if plan is not None and plan.added:
+            readers = _readers(self.analysis.traced)
+            for name, bias in Slicer(plan).added_biases().items():
+                node = _reader(readers, weight_beside(name) or name)
+                found[node] = found.get(node, 0) + bias.numel()
+        return found
 
 
 _NOTHING = Amounts(0, 0, 0)
@@ -242,17 +256,27 @@ def _memory(propagation: Propagation, sizes: Sizes) -> dict[str, list[Polynomial
 
 def _parameters(analysis: Analysis, sizes: Sizes) -> dict[str, list[Polynomial]]:
     """Each parameter at the first node that reads it, or under "" if none does."""
-    reader: dict[str, str] = {}
-    for node in analysis.traced.graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            reader.setdefault(str(node.target), node.name)
+    readers = _readers(analysis.traced)
     found: dict[str, list[Polynomial]] = {}
     for name, parameter in analysis.traced.named_parameters():
-        at = next((reader[path] for path in _paths(name) if path in reader), "")
         layout = analysis.propagation.layouts[name]
         size = sizes.product(layout) if parameter.numel() else {}
-        found.setdefault(at, []).append(size)
+        found.setdefault(_reader(readers, name), []).append(size)
     return found
+
+
+def _readers(traced: fx.GraphModule) -> dict[str, str]:
+    """Path of a module or tensor → the first node that reads it."""
+    readers: dict[str, str] = {}
+    for node in traced.graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            readers.setdefault(str(node.target), node.name)
+    return readers
+
+
+def _reader(readers: Mapping[str, str], name: str) -> str:
+    """The first node that reads a parameter, or ""."""
+    return next((readers[path] for path in _paths(name) if path in readers), "")
 
 
 def _paths(name: str) -> Iterable[str]:

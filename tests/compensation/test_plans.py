@@ -272,6 +272,10 @@ def test_layers_without_bias_get_one(tmp_path: Path) -> None:
         "down.bias",
     }
     assert fxprune.restore(plan, state, net.state_dict()).keys() == net.state_dict().keys()
+    cost = fxprune.cost(result.analysis, plan)
+    assert cost.parameters == sum(p.numel() for p in result.module.parameters())
+    assert cost.parameters == sum(node.parameters for node in cost.nodes)
+    assert cost.nodes[-1].parameters == result.module.head.weight.numel() + 3
     fxprune.save(result, tmp_path)
     assert torch.equal(fxprune.load(tmp_path)(x), result.module(x))
     assert torch.equal(fxprune.load(tmp_path, lambda: Unbiased().double())(x), result.module(x))

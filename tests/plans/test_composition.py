@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -123,3 +124,13 @@ def test_a_group_that_would_lose_its_last_unit_is_refused() -> None:
     second = PruningPlan.build(after, {both.name: [1]})
     with pytest.raises(PlanError, match="at least one must stay"):
         fxprune.compose(first, second)
+
+
+def test_what_is_no_plan_is_refused() -> None:
+    _, analysis = traced(Residual(), torch.randn(2, 3, 4, 4))
+    plan = PruningPlan.build(analysis, {})
+    nothing: Any = None
+    with pytest.raises(PlanError, match="takes two plans, and the second is a NoneType"):
+        fxprune.compose(plan, nothing)
+    with pytest.raises(PlanError, match="takes two plans, and the first is a NoneType"):
+        fxprune.compose(nothing, plan)
