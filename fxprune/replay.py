@@ -16,13 +16,21 @@ from fxprune.propagate import Record, TensorAxes
 
 def invoke(record: Record, arguments: Mapping[str, Any], device: torch.device) -> Any:
     """The op's result on arguments by schema name; what it creates is on `device`."""
-    schema = record.call.func._schema
+    func, schema = record.call.func, record.call.func._schema
+    if func in _READ_STRIDES:
+        seen = record.call.arguments
+        arguments = {name: _laid_out(value, seen[name]) for name, value in arguments.items()}
     keyword_only = {a.name for a in schema.arguments if a.kwarg_only}
     args = [value for name, value in arguments.items() if name not in keyword_only]
     kwargs = {name: value for name, value in arguments.items() if name in keyword_only}
     if kwargs.get("device") is not None:
         kwargs["device"] = device
-    return _WITH_ANY_STRIDES.get(record.call.func, record.call.func)(*args, **kwargs)
+    return _WITH_ANY_STRIDES.get(func, func)(*args, **kwargs)
+
+
+def _laid_out(value: Any, seen: Any) -> Any:
+    """A tensor, contiguous if the one that the analysis saw was; anything else as it is."""
+    return value.contiguous() if isinstance(seen, Tensor) and seen.is_contiguous() else value
 
 
 _WITH_ANY_STRIDES: Mapping[Any, Callable[..., Tensor]] = MappingProxyType(
@@ -34,6 +42,19 @@ _WITH_ANY_STRIDES: Mapping[Any, Callable[..., Tensor]] = MappingProxyType(
 """Ops that ask for strides, and what does the same whatever they are.
 
 Kernels lay out their results as they please, and compacting makes them contiguous.
+"""
+
+_READ_STRIDES = frozenset(
+    {
+        torch.ops.aten.native_group_norm.default,
+        torch.ops.aten.as_strided.default,
+        torch.ops.aten.view_as_complex.default,
+        torch.ops.aten.view.dtype,
+    }
+)
+"""Ops that fail, or return something else, where strides are not those that they were called for.
+
+What made them so in the model (`contiguous`) did nothing on meta, and so is not recorded.
 """
 
 

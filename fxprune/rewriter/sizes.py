@@ -83,6 +83,13 @@ def sized(start: int, name: str) -> Row:
     return row
 
 
+def view(site: Site) -> None:
+    """`view(x, size)`; there are no sizes in `view(x, dtype)`."""
+    record = site.record("aten::view")
+    if record is None or "dtype" not in record.call.arguments:
+        sized(1, "size")(site)
+
+
 def repeated(name: str) -> Row:
     """`repeat`, `tile`: how often each dimension occurs in the result."""
 
@@ -170,7 +177,8 @@ def sequence(site: Site) -> None:
 
 SIZE_ROWS: Mapping[str, Row] = MappingProxyType(
     {
-        **dict.fromkeys(("view", "expand", "broadcast_to"), sized(1, "size")),
+        "view": view,
+        **dict.fromkeys(("expand", "broadcast_to"), sized(1, "size")),
         "reshape": sized(1, "shape"),
         **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full"), sized(1, "size")),
         **dict.fromkeys(("zeros", "ones", "empty", "full"), sized(0, "size")),

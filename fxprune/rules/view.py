@@ -27,8 +27,16 @@ def _moved(*outputs: Layout) -> Effect:
 
 def view(call: Call) -> Effect:
     """``view`` and ``reshape``: products are taken apart and put together."""
+    if call.arguments.get("dtype") not in (None, call["self"].dtype):
+        return _bits(call)
     shape = call.outputs[0].shape
     return _moved(tuple(call.algebra.view(call.axes("self"), shape)))
+
+
+def _bits(call: Call) -> Effect:
+    """``view(dtype)``: what stands for zero, and how many elements there are, may change."""
+    call.freeze(call.axes("self"), "bits are read as another dtype")
+    return _moved(call.fresh(call.outputs[0], "bits of another dtype"))
 
 
 def permute(call: Call) -> Effect:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
@@ -85,3 +88,53 @@ class AsLongAsTheInput(nn.Module):
 def test_a_dimension_as_long_as_the_input_is_no_channel() -> None:
     graph, analysis = traced(alive(AsLongAsTheInput()), torch.randn(2, 6, 5, dtype=torch.float64))
     assert not analysis.groups, graph.code
+
+
+class ChannelsLast(nn.Module):
+    """On real tensors, torch lays the convolution's result out as its input is."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.between = between
+        self.first, self.norm = nn.Linear(3, 8), nn.LayerNorm(8)
+        self.conv, self.last = nn.Conv2d(8, 8, 1), nn.LazyLinear(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(self.norm(self.first(x)).permute(0, 3, 1, 2))
+        return self.last(self.between(h).flatten(2).transpose(1, 2))
+
+
+def _normalised(h: Tensor) -> Tensor:
+    return F.group_norm(h.flatten(2), 8)
+
+
+def _complex(h: Tensor) -> Tensor:
+    z = torch.view_as_complex(h.unflatten(3, (2, 2)).contiguous())
+    return torch.view_as_real(z * z.abs())
+
+
+def _strided(h: Tensor) -> Tensor:
+    b, c, x, y = h.shape
+    return h.contiguous().as_strided((b, c, x, y - 1), (c * x * y, x * y, y, 1))
+
+
+def _bits(h: Tensor) -> Tensor:
+    return (h + h.contiguous().view(torch.int32).view(torch.float64)).view(h.dtype)
+
+
+@pytest.mark.parametrize(
+    "between", [_normalised, _complex, _strided, _bits], ids=["norm", "complex", "strided", "bits"]
+)
+def test_ops_that_read_strides_get_those_of_the_capture(
+    between: Callable[[Tensor], Tensor],
+) -> None:
+    # Two of them failed in masked interpretation, `as_strided` read other elements, and `rewrite`
+    # took a dtype for a size.
+    inputs = torch.randn(3, 4, 4, 3, dtype=torch.float64)
+    model = ChannelsLast(between).double()
+    model(inputs)
+    graph, analysis = traced(alive(model), inputs[:2])
+    plan = random_plan(analysis)
+    report = fxprune.verify(graph, plan, fxprune.rewrite(graph, plan), inputs)
+    assert report.ok, str(report)
+    assert report.law == "masked interpretation"

@@ -40,6 +40,11 @@ VIEWS: tuple[Sample, ...] = (
     sample("_unsafe_view", torch.matmul, real(2, 4, 3), real(3, 5)),
     sample("view", lambda x: x.flatten(1), real(4, 3, 5)),
     sample("view", lambda x: x.unflatten(1, (2, 3)), real(4, 6)),
+    sample("view", lambda x: x.view(x.dtype), real(4, 6)),
+    *(
+        sample("view", lambda x, d=dtype: x.view(d), real(4, 6), over_frozen="bits may be anything")
+        for dtype in (torch.int64, torch.int32)
+    ),
     sample("permute", lambda x: x.permute(2, 0, 1), real(4, 3, 5)),
     sample("permute", lambda x: x.permute(0, -1, 1), real(4, 3, 5)),
     sample("transpose", lambda x: x.transpose(-1, 0), real(4, 3, 5)),
