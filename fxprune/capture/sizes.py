@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 Log = list[tuple[Callable[..., Any], tuple[Any, ...], bool]]
@@ -112,15 +112,16 @@ def _comparison(name: str, fn: Callable[[Any, Any], bool]) -> None:
         setattr(cls, f"__{name}__", forward)
 
 
-for _name, _fn in {
+_BINARY: Mapping[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
     "truediv": operator.truediv,
     "floordiv": operator.floordiv,
     "mod": operator.mod,
-    "pow": operator.pow,
-}.items():
+    "pow": pow,  # the operator would be written as -(1**n) of -1
+}
+for _name, _fn in _BINARY.items():
     _binary(_name, _fn)
 for _name, _fn in {
     "lt": operator.lt,

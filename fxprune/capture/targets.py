@@ -35,7 +35,7 @@ _DUNDERS: dict[str, tuple[Callable[..., Any], bool]] = {
     "__rtruediv__": (operator.truediv, True),
     "__rfloordiv__": (operator.floordiv, True),
     "__rmod__": (operator.mod, True),
-    "__rpow__": (operator.pow, True),
+    "__rpow__": (torch.pow, True),  # of -1, the operator would be written as -(1**x)
     "__rmatmul__": (operator.matmul, True),
     "__rand__": (operator.and_, True),
     "__ror__": (operator.or_, True),

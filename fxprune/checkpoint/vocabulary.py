@@ -43,7 +43,7 @@ _OPERATORS = (
 _MATH = "ceil copysign cos erf exp fabs floor fsum gcd isqrt lcm log log10 log1p log2 pow prod sin"
 _MATH += " sqrt tan tanh trunc"
 _BUILTINS: tuple[Any, ...] = (
-    *(abs, bool, dict, divmod, float, getattr, int, len, list, max, min, round, slice, sum),
+    *(abs, bool, dict, divmod, float, getattr, int, len, list, max, min, pow, round, slice, sum),
     tuple,
 )
 _GUARDS = "fixed_sizes fixed_value holds new_object same_size stepped_size".split()
