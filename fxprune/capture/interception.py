@@ -1,4 +1,4 @@
-"""Sending what a model calls to a recorder: its modules and its autograd functions."""
+"""Sending what a model calls to a recorder: its modules, autograd functions and scripts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from fxprune.capture import gradients
+from fxprune.capture.lines import user_line
 from fxprune.capture.recorder import Recorder
+from fxprune.errors import TraceError
 
 _LOCK = threading.RLock()
 _RECORDER: ContextVar[Recorder | None] = ContextVar("fxprune_recorder", default=None)
@@ -41,10 +43,35 @@ def intercepting() -> Iterator[None]:
     with _LOCK:
         try:
             nn.Module.__call__ = call  # type: ignore[method-assign]
-            with gradients.intercepted(apply):
+            with gradients.intercepted(apply), _inlined_scripts():
                 yield
         finally:
             nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _inlined_scripts() -> Iterator[None]:
+    """Let a recorder see what functions under `torch.jit.script` call, which have their source."""
+    scripts: Any = torch.jit.ScriptFunction
+    original = scripts.__call__
+
+    def call(script: Any, *args: Any, **kwargs: Any) -> Any:
+        recorder = _RECORDER.get()
+        if recorder is None or recorder.busy:
+            return original(script, *args, **kwargs)
+        # What torch.jit.trace makes has a source, too, but need not do the same at other sizes.
+        if getattr(script, "__name__", None) != "ScriptFunction":
+            raise TraceError(
+                f"{user_line()}: the model calls the TorchScript function {script.name!r}, whose "
+                "operations cannot be recorded. Call the Python function that it was made of."
+            )
+        return script._torchdynamo_inline(*args, **kwargs)
+
+    scripts.__call__ = call
+    try:
+        yield
+    finally:
+        scripts.__call__ = original
 
 
 @contextlib.contextmanager

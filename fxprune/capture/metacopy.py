@@ -104,7 +104,10 @@ def held_tensors(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str
                     yield dot + _identifier(name), tensor
 
 
-_ATOMIC = frozenset({int, float, bool, str, type(None), complex, torch.dtype, torch.device, type})
+_ATOMIC = frozenset(
+    {int, float, bool, str, type(None), complex, torch.dtype, torch.device, type}
+    | {torch.jit.ScriptFunction}  # refuses to be copied
+)
 _COLLECTIONS = frozenset({tuple, list, dict, set, collections.OrderedDict})
 
 

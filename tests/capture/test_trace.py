@@ -606,6 +606,41 @@ def test_torchscript_is_refused() -> None:
         trace(model, torch.randn(2, 3))
 
 
+@torch.jit.script
+def clamped(x: Tensor, limit: float) -> Tensor:
+    return (x / limit).tanh() * limit
+
+
+@torch.jit.script
+def gated(x: Tensor, gate: Tensor) -> Tensor:
+    return clamped(x, 5.0) * gate.sigmoid()
+
+
+class Scripted(nn.Module):
+    def __init__(self, activation: Any) -> None:
+        super().__init__()
+        self.first, self.last, self.activation = nn.Linear(5, 6), nn.Linear(6, 3), activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(self.activation(h, h))
+
+
+def test_scripted_functions_are_recorded_as_their_source_is_written() -> None:
+    # Torch's decompositions on meta were recorded, whose primitives have no gradients.
+    model, x = Scripted(gated), torch.randn(4, 5)
+    graph = trace(model, x[:2])
+    assert "prims" not in graph.code
+    torch.testing.assert_close(graph(x), model(x))
+    graph(x).sum().backward()
+
+
+def test_functions_of_the_torchscript_tracer_are_refused() -> None:
+    product = torch.jit.trace(lambda x, y: x * y, (torch.ones(2), torch.ones(2)))
+    with pytest.raises(TraceError, match="TorchScript function"):
+        trace(Scripted(product), torch.randn(2, 5))
+
+
 def test_autocast_inside_forward_is_refused() -> None:
     class Cast(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
