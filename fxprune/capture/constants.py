@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,13 @@ from fxprune.errors import TraceError
 
 if TYPE_CHECKING:
     from fxprune.capture.recorder import Recorder
+
+
+_FORM_OF: Mapping[str, int] = MappingProxyType(
+    dict.fromkeys(("new_full", "new_zeros", "new_ones", "zeros_like", "ones_like", "full_like"), 0)
+    | dict.fromkeys(("type_as", "expand_as", "view_as", "reshape_as"), 1)
+)
+"""Which argument these functions look at for nothing but its sizes, dtype and device."""
 
 
 class NotConstant(Exception):
@@ -43,13 +51,18 @@ class Replay:
         opaque: bool = False,
     ) -> None:
         """Remember whether record `index` is constant, and what it wrote into."""
-        constant = not opaque and self._is_constant((args, kwargs))
+        constant = not opaque and self._is_constant((self._read(index, args), kwargs))
         self.constant[index] = constant
         if isinstance(written, Tensor) and not constant:
             with torch._C.DisableTorchFunction():
                 storage = written.untyped_storage()
             self.kept.append(storage)
             self.tainted.add(storage._cdata)
+
+    def _read(self, index: int, args: Any) -> Any:
+        """The arguments of a record whose elements it reads."""
+        place = _FORM_OF.get(self.recorder.records[index].name)
+        return args if place is None else (*args[:place], *args[place + 1 :])
 
     def learns(self, index: int) -> bool:
         """Whether a parameter reaches the result of a record, outside of torch.no_grad."""
@@ -101,10 +114,24 @@ class Replay:
 
     def _run(self, index: int) -> Any:
         record = self.recorder.records[index]
-        args, kwargs = self._real(record.args), self._real(record.kwargs)
+        place = _FORM_OF.get(record.name)
+        args = [
+            self._form(arg) if at == place else self._real(arg)
+            for at, arg in enumerate(record.args)
+        ]
+        kwargs = self._real(record.kwargs)
         if record.op == "call_method":
             return getattr(args[0], record.target)(*args[1:], **kwargs)
         return record.target(*args, **kwargs)
+
+    def _form(self, value: Any) -> Any:
+        """A tensor like the one that a reference stands for, with any elements."""
+        recorder = self.recorder
+        if not isinstance(value, Ref):
+            return self._real(value)
+        twin = next(t for t in recorder.keep if recorder.refs.get(id(t)) == value)
+        with torch._C.DisableTorchFunction():
+            return torch.empty_like(twin, device=recorder.device)
 
     def _real(self, value: Any) -> Any:
         if isinstance(value, Ref):

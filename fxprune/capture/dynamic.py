@@ -32,13 +32,24 @@ class Place:
 
 @dataclass(frozen=True)
 class Found:
-    """The merged capture and what was decided about each input dimension."""
+    """The merged capture and what was decided about each input dimension.
+
+    failed: what could not vary though it was tried, and why. renews: whether a trial that differed
+    gave other values to attributes of the model.
+    """
 
     capture: Capture
     dynamic: Mapping[str, tuple[int, ...]]
     specialised: Mapping[str, Mapping[int, tuple[int, str]]]
     shared: tuple[tuple[Place, tuple[Place, ...]], ...] = ()
     steps: tuple[tuple[Place, int, int], ...] = ()
+    failed: Mapping[Symbol, str] = field(default_factory=dict)
+    renews: bool = False
+
+    @property
+    def varying(self) -> int:
+        """How many dimensions may have any size."""
+        return sum(map(len, self.dynamic.values()))
 
 
 @dataclass
@@ -48,6 +59,7 @@ class _Search:
     leaves: Mapping[str, Leaf]
     reasons: dict[Symbol, str] = field(default_factory=dict)
     careful: bool = False
+    renews: bool = False
 
     def attempt(self, chosen: Sequence[Symbol], careful: bool) -> Capture | str:
         """The merged capture if these symbols can vary together, otherwise why not."""
@@ -61,7 +73,7 @@ class _Search:
                 captures.insert(1, self.run(sizes))
                 check_structure(captures)
             except Mismatch as error:
-                return str(error)
+                return self._differs(captures, error)
             except Exception as error:
                 first = str(error).strip().split("\n")[0][:160]
                 return f"the model fails at another size: {type(error).__name__}: {first}"
@@ -76,7 +88,11 @@ class _Search:
         try:
             return merge_captures(captures, known)
         except Mismatch as error:
-            return str(error)
+            return self._differs(captures, error)
+
+    def _differs(self, captures: Sequence[Capture], error: Mismatch) -> str:
+        self.renews |= any(capture.renews for capture in captures[1:])
+        return str(error)
 
     def either(self, chosen: Sequence[Symbol]) -> Capture | str:
         """`attempt` at the wide trial sizes, then at the careful ones."""
@@ -204,7 +220,7 @@ def _wanted(inputs: Inputs, dynamic: Mapping[str, Any] | None) -> dict[tuple[str
 
 
 def search(inputs: Inputs, base: Capture, run: Run, dynamic: Mapping[str, Any] | None) -> Found:
-    """Decide which input dimensions are dynamic. Raises TraceError for a demand not met."""
+    """Decide which input dimensions are dynamic."""
     leaves = {leaf.label: leaf for leaf in inputs.leaves}
     wanted = _wanted(inputs, dynamic)
     searcher = _Search(run, base, leaves)
@@ -227,20 +243,30 @@ def search(inputs: Inputs, base: Capture, run: Run, dynamic: Mapping[str, Any] |
     if everything[0] in candidates:
         capture, chosen = searcher.multiples(capture, chosen, everything[0])
     varying = {place for symbol in chosen for place in symbol.places}
-    for symbol in candidates:
-        if any(wanted.get(p) and p not in varying for p in symbol.places):
-            raise TraceError(
-                f"dynamic= demands {symbol.describe()} (traced size {symbol.size}), but it cannot "
-                f"vary: {searcher.reasons[symbol]}. Leave it out of dynamic=, or change the model "
-                "at that line so that it computes the size from its input."
-            )
+    failed = {
+        symbol: searcher.reasons[symbol]
+        for symbol in candidates
+        if any(place not in varying for place in symbol.places)
+    }
     found = _found(inputs, capture, chosen, everything, searcher.reasons)
     steps = tuple(
         (Place(leaves[s.places[0][0]], s.places[0][1]), s.size, s.unit)
         for s in chosen
         if searcher.careful and s.unit > 1
     )
-    return replace(found, steps=steps)
+    return replace(found, steps=steps, failed=failed, renews=searcher.renews)
+
+
+def require(found: Found, inputs: Inputs, dynamic: Mapping[str, Any] | None) -> None:
+    """Raise TraceError for a demand that is not met."""
+    wanted = _wanted(inputs, dynamic)
+    for symbol, reason in found.failed.items():
+        if any(wanted.get(place) for place in symbol.places):
+            raise TraceError(
+                f"dynamic= demands {symbol.describe()} (traced size {symbol.size}), but it cannot "
+                f"vary: {reason}. Leave it out of dynamic=, or change the model "
+                "at that line so that it computes the size from its input."
+            )
 
 
 def _found(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,44 +13,19 @@ from torch import fx, nn
 from fxprune.capture import dynamic as dims
 from fxprune.capture import guards
 from fxprune.capture.emit import Emitter, build, free_name
-from fxprune.capture.inputs import Inputs, Sizes, bind
-from fxprune.capture.interception import intercepting, recording
+from fxprune.capture.inputs import Inputs, bind
+from fxprune.capture.interception import intercepting
 from fxprune.capture.lines import is_users
 from fxprune.capture.metacopy import Template, template
 from fxprune.capture.modes import depends_on_mode, follow_modes
-from fxprune.capture.outputs import referenced
 from fxprune.capture.precision import follow_precision
-from fxprune.capture.recorder import Recorder
 from fxprune.capture.records import Capture, Ref, TraceInfo
+from fxprune.capture.runs import Runs
 from fxprune.collection import paused_collection
 from fxprune.errors import TraceError
-from fxprune.walks import named_modules, named_parameters
+from fxprune.walks import named_parameters
 
 Dynamic = Mapping[str, Any]
-
-
-def run(
-    source: Template, inputs: Inputs, compiling: bool, sizes: Sizes, training: bool = False
-) -> Capture:
-    """Capture the model once at the given sizes. Raises TraceError, or what the model raises.
-
-    `compiling` is what the model hears when it asks `torch.compiler.is_compiling()`. To be called
-    within `intercepting()`.
-    """
-    model = source.copy(training)
-    recorder = Recorder(source.names, source.tensors, dict(named_modules(model)), source.device)
-    values = inputs.meta(sizes)
-    for name in inputs.names:
-        recorder.add("placeholder", name, (), {})
-    for leaf in inputs.leaves:
-        tensor = values[leaf.place]
-        for key in leaf.path:
-            tensor = tensor[key]
-        recorder.track(tensor, leaf.place, None, leaf.path)
-    args, kwargs = inputs.call(values)
-    with recording(recorder, compiling):
-        result = model(*args, **kwargs)
-    return recorder.capture(referenced(recorder, result))
 
 
 @paused_collection()
@@ -99,14 +73,32 @@ def _captured(
     source: Template, inputs: Inputs, dynamic: Dynamic | None
 ) -> tuple[dims.Found, tuple[str, ...]]:
     """The capture that holds at all sizes and in both modes; notes on where train mode differs."""
-    base, compiling = _first(source, inputs)
-    again = partial(run, source, inputs, compiling)
-    found = dims.search(inputs, base, again, dynamic)
-    capture = _any_precision(found.capture, source, inputs, compiling)
+    base, runs = _first(source, inputs)
+    found, runs = _searched(base, runs, dynamic)
+    dims.require(found, inputs, dynamic)
+    capture = _any_precision(found.capture, runs)
     notes: tuple[str, ...] = ()
     if depends_on_mode(source.modules, capture.reached):
-        capture, notes = follow_modes(capture, lambda: again({}, training=True))
+        capture, notes = follow_modes(capture, lambda: runs({}, training=True))
     return replace(found, capture=capture), notes
+
+
+def _searched(base: Capture, runs: Runs, dynamic: Dynamic | None) -> tuple[dims.Found, Runs]:
+    """What may vary; where that is more after a call at other sizes, with runs that follow one."""
+    found = dims.search(runs.inputs, base, runs, dynamic)
+    if not found.renews:
+        return found, runs
+    failed = tuple(found.failed)
+    for symbols in (failed, *((symbol,) for symbol in failed)):
+        one, other = ({p: s.elsewhere[n] for s in symbols for p in s.places} for n in (0, 1))
+        later = replace(runs, after=(one, other))
+        try:
+            second = dims.search(runs.inputs, later.renewed(), later, dynamic)
+        except Exception:  # whatever the model does at these sizes
+            continue
+        if second.varying > found.varying:
+            return second, later
+    return found, runs
 
 
 def _renamed(model: nn.Module) -> dict[str, str]:
@@ -121,31 +113,32 @@ def _steps(found: dims.Found) -> dict[str, dict[int, int]]:
     return steps
 
 
-def _any_precision(capture: Capture, source: Template, inputs: Inputs, compiling: bool) -> Capture:
+def _any_precision(capture: Capture, runs: Runs) -> Capture:
     """The capture with dtype literals that follow the model's precision made to do so."""
-    dtype = source.dtype
+    dtype = runs.source.dtype
     if dtype is None:
         return capture
 
     def again(other: torch.dtype) -> Capture:
-        twins = source.converted(dtype, other), inputs.converted(dtype, other)
-        return run(*twins, compiling, {})
+        source = runs.source.converted(dtype, other)
+        return replace(runs, source=source, inputs=runs.inputs.converted(dtype, other))({})
 
     return follow_precision(capture, dtype, again)
 
 
-def _first(source: Template, inputs: Inputs) -> tuple[Capture, bool]:
-    """The capture at the example's sizes, and whether the model was told that it is compiled.
+def _first(source: Template, inputs: Inputs) -> tuple[Capture, Runs]:
+    """The capture at the example's sizes, and the runs that tell the model the same.
 
     A model that hears that it is being compiled leaves out what reads values: warnings, shortcuts
     for masks that hide nothing. Where that path fails, the one that eager mode takes is captured.
     """
+    compiled, eager = (Runs(source, inputs, compiling) for compiling in (True, False))
     try:
-        return run(source, inputs, True, {}), True
+        return compiled({}), compiled
     except Exception as error:
         first = error
     try:
-        return run(source, inputs, False, {}), False
+        return eager({}), eager
     except Exception as error:
         found = next((e for e in (first, error) if isinstance(e, TraceError)), None)
         if found is not None:

@@ -196,6 +196,12 @@ class Symbol:
         first, second = (self.size + (s - self.size) // self.unit * unit for s in self.careful)
         return replace(self, careful=(first, second), unit=unit) if self.unit > 1 else self
 
+    @property
+    def elsewhere(self) -> tuple[int, int]:
+        """Two more sizes that the model may bear, none of them a trial size."""
+        first, second = self.careful
+        return first + second - self.size, first + 2 * (second - self.size)
+
     def describe(self) -> str:
         """For messages: the dimension(s) by name."""
         return ", ".join(f"dimension {dim} of {label!r}" for label, dim in self.places)

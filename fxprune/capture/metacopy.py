@@ -81,6 +81,14 @@ _INTERNAL = frozenset(
 )
 
 
+def attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """What a module keeps beside parameters, buffers and children; none for layers of torch's."""
+    if not _is_plain_layer(module):
+        for name, value in module.__dict__.items():
+            if name not in _INTERNAL:
+                yield name, value
+
+
 @functools.cache
 def _identifier(name: str) -> str:
     return "".join(c if c.isalnum() or c == "_" else "_" for c in name)
@@ -207,6 +215,11 @@ class Template:
             duplicate.train(True)
         set_mode(duplicate, training)
         return duplicate
+
+    def copy_again(self, duplicate: nn.Module) -> nn.Module:
+        """A copy of a copy that forward has run on, with what it keeps in its attributes."""
+        shared = (*self.twins.values(), *self._layers.values())
+        return copy_module(duplicate, {id(value): value for value in shared})
 
     @functools.cached_property
     def _layers(self) -> dict[int, nn.Module]:

@@ -73,6 +73,7 @@ class Capture:
     """All that one run of the model's forward left behind; or several, merged.
 
     shapes: for the result of each record, a tuple of sizes per dimension, one for each run.
+    renews: whether forward gave other values to attributes of the model's modules.
     """
 
     records: list[Record]
@@ -83,6 +84,7 @@ class Capture:
     reached: Mapping[str, type]
     plain: Mapping[str, type] = field(default_factory=dict)
     shapes: Mapping[Ref, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    renews: bool = False
 
     @property
     def drop_paths(self) -> frozenset[str]:
