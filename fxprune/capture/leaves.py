@@ -52,7 +52,8 @@ def _class_base(cls: Any) -> type | None:
             if hasattr(base, name) or isinstance(value, property) or name == "__getattr__":
                 return None
     forward = getattr(base, "forward", nn.Module.forward)
-    return base if forward is not nn.Module.forward else None
+    abstract = base.__name__.startswith("_")  # _BatchNorm lacks what its forward calls
+    return base if forward is not nn.Module.forward and not abstract else None
 
 
 def leaf_base(module: nn.Module) -> type | None:

@@ -98,11 +98,23 @@ class Recorder(TorchFunctionMode):
             return Attr(name), value
         if not torch._C._TensorBase.is_meta.__get__(value):  # type: ignore[attr-defined]
             return self.constant(value)
+        alias = self.alias_of(value)
+        if alias is not None:
+            self.refs[id(value)] = self.refs[id(alias)]
+            self.keep.append(value)
+            return self.refs[id(alias)], alias
         raise TraceError(
             f"{user_line()}: a tensor of shape {tuple(value.size())} appears that no recorded "
             "torch function made (a C++ extension, torch.jit.script or torch.vmap?). Replace that "
             "call by torch functions."
         )
+
+    def alias_of(self, value: Tensor) -> Tensor | None:
+        """A known tensor with the same memory: `torch.Tensor(x)` makes another object of it."""
+        with torch._C.DisableTorchFunction():
+            place = _memory(value)
+            known = (t for t in reversed(self.keep) if isinstance(t, Tensor) and id(t) in self.refs)
+            return next((t for t in known if _memory(t) == place), None)
 
     def constant(self, value: Tensor) -> tuple[Attr, Tensor]:
         """Register a tensor with data as a constant of the graph."""
@@ -360,6 +372,11 @@ def _autocast(device: torch.device) -> bool:
 def _shape(tensor: Tensor) -> tuple[int, ...]:
     with torch._C.DisableTorchFunction():
         return tuple(tensor.shape)
+
+
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _has_tensor(value: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxprune import meta_kernels
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Handler = Callable[["Recorder", Any, tuple[Any, ...], dict[str, Any]], Any]
 HANDLERS: dict[Any, Handler] = {}
+_OF_RANK = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+"""The batch normalisation of inputs of so many dimensions."""
 _BATCH_NORM = (
     "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
 )  # fmt: skip
@@ -152,6 +154,21 @@ def _getitem(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return recorder.call(func, (tensor, tuple(fixed)), kwargs)
 
 
+@_handles(Tensor.type)
+def _type(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """A tensor's type by name, such as "torch.FloatTensor", and conversion to one."""
+    tensor, *rest = args
+    name = rest[0] if rest else kwargs.get("dtype")
+    if name is not None and not isinstance(name, str):
+        return recorder.call(func, args, kwargs)
+    with recorder.paused():
+        if name is None:
+            return torch.empty(0, dtype=tensor.dtype, device=recorder.device).type()
+        wanted = torch.empty(0).type(name)
+    moves = wanted.device.type != recorder.device.type
+    return _to(recorder, Tensor.to, (tensor, *[wanted.device] * moves, wanted.dtype), {})
+
+
 @_handles(*targets.LITERALS)
 def _literal(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     data = args[0] if args else kwargs["data"]
@@ -176,9 +193,12 @@ def _batch_norm(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     path = recorder.names.get(id(given.get("running_mean")), "").rpartition(".")[0]
     module = recorder.owners.get(path)
     base = None if module is None else leaves.torch_base(type(module), _BatchNorm)
+    if base is _BatchNorm:
+        base = _OF_RANK.get(given["input"].dim())
     if (
         module is None
         or base is None
+        or recorder.plain.get(path, base) is not base
         or path == ""  # a graph cannot call its root
         or not all(
             given.get(key) is getattr(module, key)

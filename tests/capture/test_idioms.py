@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxprune import trace
 from fxprune.errors import TraceError
@@ -118,3 +119,67 @@ class ForNobody(nn.Module):
 def test_a_model_that_fails_on_both_paths_is_refused_for_what_eager_mode_does() -> None:
     with pytest.raises(TraceError, match="the model reads values"):
         trace(ForNobody(), torch.randn(2, 4))
+
+
+class AnyRank(_BatchNorm):
+    """Normalises inputs of any rank: torch's class without a rank cannot run by itself."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() not in (2, 3, 4):
+            raise ValueError(f"{input.dim()} dimensions")
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [
+        ((4,), nn.BatchNorm1d),
+        ((4, 5), nn.BatchNorm1d),
+        ((4, 5, 6), nn.BatchNorm2d),
+    ],
+)
+def test_a_batch_norm_of_any_rank_becomes_one_of_the_rank_of_its_input(
+    shape: tuple[int, ...], kind: type[nn.Module]
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Identity(), AnyRank(4))
+    nn.init.normal_(model[1].weight)
+    gm = check(model, *shape)
+    assert type(gm.get_submodule("1")) is kind
+    assert gm.meta["fxprune"].mode_notes == ()
+
+
+class TwoRanks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = AnyRank(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.norm(x) + self.norm(x.mean(-1))[..., None]
+        return result
+
+
+def test_a_batch_norm_of_inputs_of_two_ranks_is_called_as_a_function() -> None:
+    check(TwoRanks(), 4, 5)
+
+
+class ByConstructor(nn.Module):
+    """`torch.Tensor(x)` is x itself, and no function that torch lets anybody see."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = torch.Tensor(torch.zeros(x.shape[0], 2)).type(x.dtype).to(x.device)
+        return torch.cat([torch.Tensor(x * 2), padding], 1)
+
+
+def test_tensors_made_of_tensors_are_the_same_tensors() -> None:
+    check(ByConstructor(), 3)
+
+
+class ByTypeName(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        ones = torch.ones(x.shape[0], 1).type(x.type())
+        return torch.cat([x, ones, x.long().type("torch.FloatTensor")], 1)
+
+
+def test_types_by_name_are_those_of_the_device() -> None:
+    gm = check(ByTypeName(), 3)
+    assert "meta" not in gm.code
