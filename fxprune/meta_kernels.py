@@ -187,6 +187,11 @@ def addmm(bias: Tensor, a: Tensor, b: Tensor, **scales: Any) -> Any:
     return _new(a, (a.shape[0], b.shape[1])) if fits and plain else NotImplemented
 
 
+def equal(a: Tensor, b: Tensor) -> Any:
+    """Whether two tensors are equal, which torch asks itself to refuse values: they are not."""
+    return False if a.is_meta or b.is_meta else NotImplemented
+
+
 def _overloads(names: str, *overloads: str) -> list[Any]:
     """The overloads of these ops: those named, or the default."""
     kinds = overloads or ("default",)
@@ -227,6 +232,7 @@ KERNELS: Mapping[Any, Kernel] = MappingProxyType(
         aten.native_layer_norm.default: layer_norm,
         aten.native_group_norm.default: group_norm,
         aten.addmm.default: addmm,
+        aten.equal.default: equal,
     }
 )
 """ATen overload → kernel."""

@@ -220,7 +220,7 @@ DECOMPOSED = frozenset(
         torch.add, torch.sub, torch.mul, torch.div, torch.mean, torch.sigmoid, torch.clamp,
         torch.where, torch.logical_and, Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.mean,
         Tensor.pow, Tensor.clamp, Tensor.relu, Tensor.gt, Tensor.ge, Tensor.lt, Tensor.le,
-        Tensor.eq, Tensor.ne, Tensor.sigmoid,
+        Tensor.eq, Tensor.ne, Tensor.sigmoid, torch.istft, Tensor.istft,
     }
 )  # fmt: skip
 """Functions that run several ops of `fxprune.meta_kernels`, or one that torch decomposes."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import fxprune
 from fxprune import trace
 from fxprune.errors import TraceError
 
@@ -183,3 +184,29 @@ class ByTypeName(nn.Module):
 def test_types_by_name_are_those_of_the_device() -> None:
     gm = check(ByTypeName(), 3)
     assert "meta" not in gm.code
+
+
+class Resynthesis(nn.Module):
+    """Masks of a spectrogram: the inverse transform makes sure that its windows overlap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = nn.Conv1d(17, 8, 1), nn.Conv1d(8, 17, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        window = torch.hann_window(32, dtype=x.dtype, device=x.device)
+        spectrum = torch.stft(x, 32, 8, window=window, return_complex=True)
+        mask = self.last(self.inner(spectrum.abs()).relu()).sigmoid()
+        return torch.istft(spectrum * mask, 32, 8, window=window, length=x.shape[-1])
+
+
+def test_the_inverse_of_a_spectrogram_is_captured_and_pruned() -> None:
+    torch.manual_seed(0)
+    model = Resynthesis().double().eval()
+    traced = trace(model, torch.randn(2, 120, dtype=torch.float64))
+    plan = fxprune.plan(fxprune.analyze(traced), criterion="random", sparsity=0.5)
+    assert list(plan.kept_units) == ["inner.weight:0"]
+    pruned = fxprune.rewrite(traced, plan)
+    x = torch.randn(3, 120, dtype=torch.float64)
+    torch.testing.assert_close(traced(x), model(x))
+    assert fxprune.verify(traced, plan, pruned, x).ok
