@@ -232,15 +232,17 @@ KERNELS: Mapping[Any, Kernel] = MappingProxyType(
         aten.native_layer_norm.default: layer_norm,
         aten.native_group_norm.default: group_norm,
         aten.addmm.default: addmm,
-        aten.equal.default: equal,
     }
 )
-"""ATen overload → kernel."""
+"""ATen overload → kernel, which agrees with torch's own on meta."""
+
+MISSING: Mapping[Any, Kernel] = MappingProxyType({aten.equal.default: equal})
+"""The same for ops that torch has no kernel of on meta."""
 
 
 def run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """The result of an op on meta tensors, and on tensors of data that stand beside them."""
-    kernel = KERNELS.get(func)
+    kernel = KERNELS.get(func) or MISSING.get(func)
     result = NotImplemented if kernel is None else kernel(*args, **kwargs)
     if result is not NotImplemented:
         return result

@@ -124,6 +124,13 @@ def test_a_kernel_agrees_with_torch(func: Any, shape: tuple[int, ...]) -> None:
         assert (kernel is args[0]) == in_place
 
 
+def test_tensors_on_meta_equal_none() -> None:
+    x = torch.ones(3)
+    for pair in ((meta(3), meta(3)), (meta(3), x), (x, meta(3))):
+        assert meta_kernels.run(aten.equal.default, pair, {}) is False
+    assert meta_kernels.run(aten.equal.default, (x, x.clone()), {}) is True
+
+
 WIDE = meta(2, 3, dtype=torch.float64)
 NOT_APPLICABLE = [
     (aten.add_.Tensor, (meta(3, 2).t(), meta(2, 3))),  # strides are kept
