@@ -21,9 +21,9 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
 
     `second` is a plan for the graph that `rewrite` made by `first`, analysed as it is or traced
     anew. The criterion and the other records are those of `second`; new values of both stay, those
-    of `second` where both give some. Raises PlanError if it is a
-    plan for something else, or if no plan of the original says the same: where `first` left single
-    units that only `second` sees as alike, a group may lose its last one.
+    of `second` where both give some. Raises PlanError if it is a plan for something else, or if no
+    plan of the original says the same: where `first` left units alone, only `second` may see which
+    of them are alike.
     """
     for place, plan in (("first", first), ("second", second)):
         if not isinstance(plan, PruningPlan):

@@ -11,6 +11,7 @@ from fxprune.axes import Atom, Axis, Concat, Product, factors_of, find, leaves, 
 from fxprune.contexts import contexts
 from fxprune.errors import AnalysisError
 from fxprune.groups import Group, Member, Role
+from fxprune.last_units import last_units
 from fxprune.lookups import followed
 from fxprune.maskable import flagged_atoms
 from fxprune.propagate import Propagation
@@ -78,7 +79,8 @@ class _Grouping:
     def _draft(self) -> list[_Draft]:
         """One group per atom; single units with the same memberships form one group.
 
-        Rows and columns of a product stay apart: of each, a unit must be left.
+        Rows and columns of a product stay apart: of each, a unit must be left. Units without which
+        a slice could lose all of its own are in no group.
         """
         drafts: list[_Draft] = []
         families: dict[frozenset[tuple[_Place, int]], _Draft] = {}
@@ -92,6 +94,12 @@ class _Grouping:
                 family.atoms.append(atom)
             else:
                 drafts.append(_Draft([atom]))
+        several = [family for family in families.values() if family.size > 1]
+        stay = last_units(self.propagation, [family.atoms for family in several])
+        for family in several:
+            drafts += [_Draft([atom]) for atom in family.atoms if atom in stay]
+            family.atoms = [atom for atom in family.atoms if atom not in stay]
+        drafts = [draft for draft in drafts if draft.atoms]
         taken: Counter[str] = Counter()
         for draft in drafts:
             draft.members = list(dict.fromkeys(p[:2] for p in self.usage[draft.atoms[0]]))

@@ -53,12 +53,7 @@ class Selection:
         return self._widths[axis.key]
 
     def ratio(self, axis: Axis, *factors: Axis) -> int:
-        """The size of an axis over those of its factors, after pruning.
-
-        A slice that loses all of its units has the size 0 whatever the ratio is: it stays.
-        """
-        if self.width(axis) == 0:
-            return axis.size // math.prod(factor.size for factor in factors)
+        """The size of an axis over those of its factors, after pruning."""
         return self.width(axis) // math.prod(self.width(factor) for factor in factors)
 
     def shape(self, axes: Sequence[Axis]) -> tuple[int, ...]:

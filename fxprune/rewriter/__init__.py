@@ -150,7 +150,8 @@ class _Rewriter:
         except Exception as error:
             first = str(error).strip().split("\n")[0]
             raise RewriteError(
-                f"the graph does not run at its new sizes: {first}. {self._advice()}"
+                f"the graph does not run at its new sizes: {first}. Leave the groups around the op "
+                "that fails out of the plan (groups=), and report the op."
             ) from error
         for new, executed in shapes.items():
             old = originals.get(new)
@@ -159,20 +160,6 @@ class _Rewriter:
             expected = [self.selection.shape(axes) for axes in self._layouts(old)]
             if expected != executed:
                 raise RewriteError(self._mismatch(old, expected, executed))
-
-    def _advice(self) -> str:
-        """What to do about a graph that does not run."""
-        for node in self.traced.graph.nodes:
-            axes = [axis for layout in self._layouts(node) for axis in layout]
-            if any(self.selection.width(axis) == 0 < axis.size for axis in axes):
-                return (
-                    f"The plan removes every unit of a dimension of node {node.name!r}, which not "
-                    "every op can take: keep one of them."
-                )
-        return (
-            "Leave the groups around the op that fails out of the plan (groups=), and report the "
-            "op."
-        )
 
     def _mismatch(self, node: fx.Node, expected: Any, executed: Any) -> str:
         return (
