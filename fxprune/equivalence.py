@@ -22,12 +22,12 @@ named.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -36,6 +36,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from fxprune.analysis import Analysis, analysis_of
 from fxprune.casts import widen_casts
 from fxprune.discrepancy import max_error, tensors_in, where_defined
+from fxprune.draws import draws, same_draws
 from fxprune.errors import AnalysisError, FxpruneError, VerifyError
 from fxprune.factorization.emission import product_of_factors
 from fxprune.inputs import bind_inputs
@@ -47,6 +48,8 @@ from fxprune.resizing import carried_over
 from fxprune.rules.base import Layout
 from fxprune.selection import Selection
 from fxprune.walks import named_tensors
+
+_Drawing: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 MASKED_EQUIVALENCE = "masked equivalence"
 MASKED_INTERPRETATION = "masked interpretation"
@@ -126,16 +129,18 @@ def verify(
         reference = _Dense(original, plan, pruned, values)
     else:
         reference = _Masked(original, analysis, plan, values)
-    with _running("original", values), _same_draws(original):
+    devices = {tensor.device for _, tensor in named_tensors(original)}
+    drawing = partial(same_draws, analysis.propagation, devices)
+    with _running("original", values), drawing():
         expected = reference.output()
-    with _running("pruned", values), _same_draws(original):
+    with _running("pruned", values), drawing():
         actual = _run(slim, values)
     error = max_error(actual, expected)
     limit = _tolerance(expected) if tolerance is None else tolerance
     ok = error <= limit and reference.fault is None
     if not ok:
         reference.check_draws()
-    first = None if ok else reference.fault or _located(reference, slim, expected, limit)
+    first = None if ok else reference.fault or _located(reference, slim, expected, limit, drawing)
     silent = not any(bool(t.any()) for t in tensors_in(expected))
     return EquivalenceReport(ok, error, first, reference.law, limit, silent)
 
@@ -177,14 +182,6 @@ def _running(which: str, values: tuple[Any, ...]) -> Iterator[None]:
             f"the {which} graph does not run on the given inputs ({shown}): {error}. Pass inputs "
             "like those it was traced with; with dtype=, floating ones are converted."
         ) from error
-
-
-@contextmanager
-def _same_draws(module: fx.GraphModule) -> Iterator[None]:
-    """Draw random numbers, and put the generators back to where they stood."""
-    devices = {tensor.device for _, tensor in named_tensors(module)}
-    with torch.random.fork_rng([device for device in devices if device.type != "cpu"]):
-        yield
 
 
 def _run(module: fx.GraphModule, values: tuple[Any, ...]) -> Any:
@@ -299,10 +296,9 @@ class _Masked(_Reference):
         return Interpretation(self.original, self.selection, self.values).run()
 
     def check_draws(self) -> None:
-        for record in self.planned.analysis.propagation.records:
-            tags = getattr(record.call.func, "tags", ())  # modules have none
+        for record in draws(self.planned.analysis.propagation):
             axes = [axis for layout in record.effect.outputs for axis in layout]
-            if torch.Tag.nondeterministic_seeded in tags and any(map(self.planned.changed, axes)):
+            if any(map(self.planned.changed, axes)):
                 raise VerifyError(
                     f"node {record.site.name!r} draws random numbers for units that the plan "
                     "removes, so the two graphs draw different ones and cannot be compared. Leave "
@@ -331,25 +327,33 @@ def _executed(module: fx.GraphModule, values: tuple[Any, ...]) -> NodeValues:
 
 
 def _located(
-    reference: _Reference, slim: fx.GraphModule, output: list[Tensor], limit: float
+    reference: _Reference,
+    slim: fx.GraphModule,
+    output: list[Tensor],
+    limit: float,
+    drawing: _Drawing,
 ) -> str:
     """Where the two graphs part, as far as the nodes can be compared."""
     try:
-        return _first_mismatch(reference, slim, output, limit)
+        return _first_mismatch(reference, slim, output, limit, drawing)
     except AnalysisError as error:
         return f"the output, whose nodes cannot be compared: {error}"
 
 
 def _first_mismatch(
-    reference: _Reference, slim: fx.GraphModule, output: list[Tensor], limit: float
+    reference: _Reference,
+    slim: fx.GraphModule,
+    output: list[Tensor],
+    limit: float,
+    drawing: _Drawing,
 ) -> str:
-    with _same_draws(slim):
+    with drawing():
         pruned = {
             node.name: tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, value)
             for node, value in _executed(slim, reference.values)
         }
     undefined = any(bool(t.isnan().any()) for t in output)
-    with _same_draws(slim):
+    with drawing():
         return _first_difference(reference, pruned, undefined, limit)
 
 

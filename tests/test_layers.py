@@ -35,7 +35,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"rules"}),
     frozenset({"propagate", "lookups", "maskable", "contexts", "roles", "groups", "grouping"})
     | {"analysis", "coverage", "dynamic_sizes", "explanations", "plans", "selection", "slicing"}
-    | {"composition", "last_units", "matching", "resizing", "unit_maps", "inputs", "replay"},
+    | {"composition", "last_units", "matching", "draws", "resizing", "unit_maps", "inputs"}
+    | {"replay"},
     frozenset({"costs", "statistics"}),
     frozenset({"criteria", "allocation", "ranking", "schedules"}) | {"penalties"},
     frozenset({"rewriter", "interpretation", "equivalence"})

@@ -54,6 +54,35 @@ def test_both_graphs_draw_the_same_numbers(normalize: bool) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+class Latent(nn.Module):
+    """Noise like a tensor whose elements do not lie in memory in the order of its indices."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = (
+            nn.Conv2d(3, 8, 1),
+            nn.GroupNorm(2, 8),
+            nn.Conv2d(8, 4, 1),
+        )
+        self.in_place = in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.last(self.norm(self.first(x)))
+        return h + (torch.empty_like(h).uniform_() if self.in_place else torch.randn_like(h))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_numbers_are_the_same_wherever_elements_lie(in_place: bool) -> None:
+    # Torch draws in the order of memory, which the masked interpretation does not keep.
+    example = torch.randn(2, 3, 6, 5, dtype=torch.float64).to(memory_format=torch.channels_last)
+    graph, analysis = traced(alive(Latent(in_place)), example)
+    plan = random_plan(analysis)
+    slim = fxprune.rewrite(graph, plan)
+    report = fxprune.verify(graph, plan, slim, example)
+    assert report.law == "masked interpretation"
+    assert report.ok, str(report)
+
+
 def test_a_fault_after_a_random_node_is_named() -> None:
     graph, plan, slim = pruned(RandomMasking(False))
     with torch.no_grad():
