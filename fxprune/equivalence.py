@@ -115,7 +115,7 @@ def verify(
     tolerance defaults to 1e-9 for float64, 1e-4 for float32. Neither module is modified. Raises
     PlanError if the plan is not for `traced`, VerifyError if the modules cannot be compared,
     AnalysisError if what the plan removes is coupled differently at the inputs' sizes and the law
-    depends on it.
+    depends on it, TraceError if the graph does not take inputs of such sizes.
 
     Both draw the same random numbers, and the generators stay as they were. Where random numbers
     are drawn for removed units the two draw different ones: a difference is then a VerifyError.

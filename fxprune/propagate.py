@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from fxprune.algebra import Algebra
 from fxprune.axes import is_frozen
 from fxprune.dynamic_sizes import name_of, unexplained
-from fxprune.errors import AnalysisError
+from fxprune.errors import AnalysisError, FxpruneError
 from fxprune.lookups import join_tables
 from fxprune.meta import GraphRunner, call_on_meta, example_values, meta_shadow, unpacked, without
 from fxprune.meta_kernels import PlainDispatchMode
@@ -86,7 +86,8 @@ def propagate(traced: fx.GraphModule, inputs: tuple[Any, ...] | None = None) -> 
 
     `inputs` gives the placeholders' values (only shapes and dtypes matter for tensors); without it
     the examples that `trace` recorded are used. Raises AnalysisError if there are none, if a node
-    cannot run, or if a rule contradicts what the op computed.
+    cannot run, or if a rule contradicts what the op computed, and TraceError for inputs of sizes
+    that the graph does not take.
     """
     shadow, sources, constants = meta_shadow(traced)
     mode = _RuleMode(constants, traced.meta.get(OWN_RULES, {}))
@@ -306,7 +307,7 @@ class _Runner(GraphRunner):
         self.mode.dynamic = any(isinstance(self.env.get(a), int) for a in node.all_input_nodes)
         try:
             value = super().run_node(node)
-        except AnalysisError:
+        except FxpruneError:  # a rule's, or that of a guard on the sizes of inputs
             raise
         except Exception as error:
             raise AnalysisError(

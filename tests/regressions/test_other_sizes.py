@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.errors import AnalysisError
+from fxprune.errors import AnalysisError, TraceError
 
 
 class Gated(nn.Module):
@@ -85,3 +85,13 @@ def test_contexts_that_other_sizes_lack_are_refused(batch: int, time: int) -> No
     assert fxprune.verify(traced, plan, pruned, data(5, 8)).ok
     with pytest.raises(AnalysisError, match="is coupled differently"):
         fxprune.verify(traced, plan, pruned, data(batch, time))
+
+
+@pytest.mark.parametrize("norm", [nn.Identity(), nn.LayerNorm(8)], ids=["equivalence", "statistic"])
+def test_a_size_that_the_graph_does_not_take_is_named_as_in_a_call(norm: nn.Module) -> None:
+    model = nn.Sequential(nn.Linear(5, 8), norm, nn.Flatten(), nn.Linear(56, 3)).double().eval()
+    traced = fxprune.trace(model, data(2, 7))
+    plan = fxprune.plan(fxprune.analyze(traced), criterion="random", sparsity=0.5)
+    pruned = fxprune.rewrite(traced, plan)
+    with pytest.raises(TraceError, match=r"traced for 7 there.* with an input of that size\.$"):
+        fxprune.verify(traced, plan, pruned, data(2, 9))
