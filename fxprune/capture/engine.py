@@ -85,7 +85,7 @@ def _captured(
 
 def _searched(base: Capture, runs: Runs, dynamic: Dynamic | None) -> tuple[dims.Found, Runs]:
     """What may vary; where that is more after a call at other sizes, with runs that follow one."""
-    found = dims.search(runs.inputs, base, runs, dynamic)
+    found = dims.search(runs.inputs, base, runs.like(base), dynamic)
     if not found.renews:
         return found, runs
     failed = tuple(found.failed)
@@ -93,7 +93,8 @@ def _searched(base: Capture, runs: Runs, dynamic: Dynamic | None) -> tuple[dims.
         one, other = ({p: s.elsewhere[n] for s in symbols for p in s.places} for n in (0, 1))
         later = replace(runs, after=(one, other))
         try:
-            second = dims.search(runs.inputs, later.renewed(), later, dynamic)
+            base = later.renewed()
+            second = dims.search(runs.inputs, base, later.like(base), dynamic)
         except Exception:  # whatever the model does at these sizes
             continue
         if second.varying > found.varying:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fxprune.capture import gradients, leaves, shapes, special
+from fxprune.capture.compare import Mismatch
 from fxprune.capture.constants import Replay, numbers
 from fxprune.capture.lines import user_line
 from fxprune.capture.lowerings import FUNCTIONS, LOWERINGS
@@ -29,6 +30,7 @@ class Recorder(TorchFunctionMode):
 
     names: id(meta tensor) -> qualified name of the parameter, buffer or plain attribute.
     real: name -> the tensor with data, for constants. owners: path -> module of the copy.
+    limit: after how many records to raise Mismatch.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Recorder(TorchFunctionMode):
         real: dict[str, Tensor],
         owners: dict[str, nn.Module],
         device: torch.device,
+        limit: int | None = None,
     ) -> None:
         super().__init__()
         self.names = names.copy()
@@ -44,6 +47,7 @@ class Recorder(TorchFunctionMode):
         self.owners = owners
         self.modules = {id(module): path for path, module in owners.items()}
         self.device = device
+        self.limit = limit
         self.records: list[Record] = []
         self.refs: dict[int, Ref] = {}
         self.shapes: dict[Ref, tuple[int, ...]] = {}
@@ -165,6 +169,8 @@ class Recorder(TorchFunctionMode):
             )
         record = Record(op, target, args, kwargs, self.stack[-1], line)
         self.records.append(record)
+        if self.limit is not None and len(self.records) > self.limit:
+            raise Mismatch(f"the model runs many more operations (as at {line})")
         return len(self.records) - 1
 
     def sizes(self, tensor: Tensor) -> Any:

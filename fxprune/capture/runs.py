@@ -40,15 +40,25 @@ class Runs:
     after      the sizes of the calls that come before each run, if any do: before one at the
                example's sizes, and before one at others. They differ, so that it shows which
                comparisons of sizes are with those of the call before.
+    limit      how many operations a run may record; one that goes on raises Mismatch
     """
 
     source: Template
     inputs: Inputs
     compiling: bool
     after: tuple[Sizes, Sizes] | None = None
+    limit: int | None = None
+
+    def like(self, base: Capture) -> Runs:
+        """Runs that end where they cannot be the same as `base` any more.
+
+        A model that loops over a dimension would go on for minutes at large sizes. Models that make
+        anew what they hold may well do more: they come to their end.
+        """
+        return replace(self, limit=max(2 * len(base.records), 1000))
 
     def __call__(self, sizes: Sizes, training: bool = False) -> Capture:
-        """Capture the model once. Raises TraceError, or what the model raises."""
+        """Capture the model once. Raises TraceError, Mismatch, or what the model raises."""
         model = self._model(sizes, training)
         before = _state(model)
         recorder, result = self._run(model, sizes)
@@ -80,7 +90,7 @@ class Runs:
     def _run(self, model: nn.Module, sizes: Sizes) -> tuple[Recorder, Any]:
         source, inputs = self.source, self.inputs
         modules = dict(named_modules(model))
-        recorder = Recorder(source.names, source.tensors, modules, source.device)
+        recorder = Recorder(source.names, source.tensors, modules, source.device, self.limit)
         values = inputs.meta(sizes)
         for name in inputs.names:
             recorder.add("placeholder", name, (), {})

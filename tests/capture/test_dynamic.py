@@ -147,6 +147,23 @@ def test_a_branch_that_trials_take_specialises() -> None:
     assert "a different number of operations" in info(gm).specialised["x"][1][1]
 
 
+def test_trials_of_a_loop_end_where_they_differ() -> None:
+    # Each trial ran to its end, for thousands of steps where a model loops over a dimension.
+    turns = 0
+
+    def looped(x: Tensor) -> Tensor:
+        nonlocal turns
+        for frame in x.unbind(1):
+            turns += 1
+            for step in range(100):
+                x = x + step * frame[:, None]
+        return x
+
+    gm = trace(Fn(looped), torch.randn(2, 6))
+    assert info(gm).dynamic == {"x": (0,)}
+    assert turns < 100
+
+
 def test_a_branch_that_only_wide_trials_take_is_guarded() -> None:
     gm = trace(Fn(lambda x: x * 2 if x.shape[1] > 30 else x), torch.randn(2, 6))
     assert info(gm).dynamic == {"x": (0, 1)}
