@@ -23,6 +23,7 @@ from tests.fuzz.table import TABLE
 
 CHUNK = 500
 LEAST_SHARE = 0.9
+LEAST_COMPOSED = 0.95
 
 
 def _chunk(seed: int, examples: int) -> tuple[int, Tally, str | None, float]:
@@ -84,6 +85,9 @@ def _report(tally: Tally, cpu: float, wall: float) -> list[str]:
     missing += [f"the op {name} never occurs" for name in TABLE if not tally.ops[name]]
     if share < LEAST_SHARE:
         missing.append(f"only {share:.1%} of the programs have a group to prune")
+    composed = tally.held["two_rounds"] / total
+    if composed < LEAST_COMPOSED:
+        missing.append(f"only {composed:.1%} of the programs have two plans that are one")
     return missing
 
 

@@ -23,6 +23,7 @@ from tests.fuzz.case import Case, bits, run, same_bits, tensors, trace
 from tests.fuzz.gradients import gradients_of, is_derivative
 from tests.fuzz.matches import (
     composed_plans,
+    group_of_contexts,
     has_other_contexts,
     of_single_units,
     signature_of,
@@ -219,7 +220,7 @@ def same_groups_again(case: Case) -> None:
         found[signature_of(group, contexts)] += group.size
     alone = set()
     for group in case.analysis.groups:
-        around = _group_of_contexts(case.analysis, group)
+        around = group_of_contexts(case.analysis, group)
         contexts = len(case.kept[around]) if around in case.kept else group.contexts
         signature = signature_of(group, 0 if signature_of(group, 0) in loose else contexts)
         wanted[signature] += len(case.rows(group)[0])
@@ -239,7 +240,10 @@ def two_rounds(case: Case) -> None:
     analysis = fxprune.analyze(case.pruned)
     rng = random.Random(len(analysis.groups))
     kept = {group.name: random_rows(group, rng) for group in analysis.groups}
-    second, composed = composed_plans(case, analysis, kept)
+    pair = composed_plans(case, analysis, kept)
+    if pair is None:
+        raise Silent("no plan of the original does what the second does")
+    second, composed = pair
     twice = fxprune.rewrite(case.pruned, second)
     once = fxprune.rewrite(case.traced, composed)
     state = reference.tensors_of(twice)
@@ -269,7 +273,7 @@ def permuted_units(case: Case) -> None:
     kept: dict[str, Any] = {}
     for group in groups:
         rows = reference.renumber(case.rows(group), orders[group.name])
-        around = _group_of_contexts(case.analysis, group)
+        around = group_of_contexts(case.analysis, group)
         rows = rows if around not in orders else [rows[c] for c in orders[around][0]]
         kept[group.name] = rows if group.contexts > 1 else rows[0]
     model, traced, analysis = case.other
@@ -288,12 +292,6 @@ def _order(analysis: Analysis, group: Group, rng: random.Random) -> list[int]:
     if of_single_units(analysis, group):
         return list(range(group.size))
     return rng.sample(range(group.size), group.size)
-
-
-def _group_of_contexts(analysis: Analysis, group: Group) -> str:
-    """The name of the group whose units are the contexts of another one."""
-    context = analysis.grouped.contexts.get(group.name)
-    return "" if context is None else analysis.grouped.units.get(context.key, ("",))[0]
 
 
 PROPERTIES: Mapping[str, Callable[[Case], None]] = {

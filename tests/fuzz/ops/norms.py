@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from tests.fuzz.program import Builder, Value
-from tests.fuzz.table import ANY, CONVOLUTION, FIRST, LAST, even, op, per_channel
+from tests.fuzz.table import ANY, CONVOLUTION, FIRST, LAST, op, per_channel
 
 
 @op(f"{FIRST} BC")
@@ -19,21 +21,26 @@ def functional_batch_norm(b: Builder, x: Value) -> None:
     b.emit(x.kind, f"F.batch_norm({x}, {mean}, {var}.exp(), {weight})")
 
 
-@op(f"{FIRST} BC", lambda b, x: x["C"] > 1 or len(x.kind) > 2)
+def positions(x: Value) -> int:
+    """How many values each channel of a sample has."""
+    return math.prod(x.shape) // (x.shape[0] * x["C"])
+
+
+@op(f"{FIRST} BC", lambda b, x: x["C"] * positions(x) > 1)
 def group_norm(b: Builder, x: Value) -> None:
-    groups = b.divisor(x["C"] if len(x.kind) > 2 else max(x["C"] // 2, 1))
+    groups = b.divisor(x["C"] if positions(x) > 1 else max(x["C"] // 2, 1))
     if x["C"] % groups:
         groups = 1
     b.emit(x.kind, b.call(f"nn.GroupNorm({groups}, {x['C']}, affine={b.flag()})", x))
 
 
-@op(FIRST, even("C"))
+@op(FIRST, lambda b, x: x["C"] % 2 == 0 and x["C"] * positions(x) > 2)
 def functional_group_norm(b: Builder, x: Value) -> None:
     weight = b.parameter(x["C"], stem="scale")
     b.emit(x.kind, f"F.group_norm({x}, 2, {weight}, None)")
 
 
-@op(FIRST)
+@op(FIRST, lambda b, x: x["C"] * positions(x) > 1)
 def instance_norm(b: Builder, x: Value) -> None:
     if x.shape[-1] > 2:
         source = f"nn.InstanceNorm{CONVOLUTION[x.kind]}({x['C']}, affine={b.flag()})"
