@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fxprune.capture.compare import Mismatch, check_structure, input_size, merge_captures
-from fxprune.capture.inputs import Inputs, Leaf, Sizes, Symbol, is_channel, symbols
+from fxprune.capture.inputs import NEAR_BATCH, Inputs, Leaf, Sizes, Symbol, is_channel, symbols
 from fxprune.capture.records import Capture, Expr
 from fxprune.errors import TraceError
 
@@ -139,20 +139,25 @@ class _Search:
     def multiples(
         self, capture: Capture, chosen: list[Symbol], batch: Symbol
     ) -> tuple[Capture, list[Symbol]]:
-        """Let a batch grow by several at a time where it cannot by one.
+        """Let a batch grow by a little where it cannot by much, or by several at a time.
 
-        Frames of videos and parallel streams of tokens lie side by side in the batch dimension.
+        Kernels are chosen by the size of the batch, and frames of videos and parallel streams of
+        tokens lie side by side in it.
         """
         if any(place in symbol.places for symbol in chosen for place in batch.places):
             return capture, chosen
         others = [s if self.careful else replace(s, careful=s.wide, unit=1) for s in chosen]
-        for unit in (n for n in range(2, batch.size + 1) if batch.size % n == 0):
-            sizes = (batch.size + unit * (s - batch.size) for s in batch.careful)
-            stepped = replace(batch, careful=(next(sizes), next(sizes)), unit=unit)
-            result = self.attempt([stepped, *others], careful=True)
-            if isinstance(result, Capture):
-                self.careful = True
-                return result, [stepped, *others]
+        far = (batch.careful[0] - batch.size, batch.careful[1] - batch.size)
+        for unit in (n for n in range(1, batch.size + 1) if batch.size % n == 0):
+            for first, second in (far, NEAR_BATCH):
+                sizes = (batch.size + unit * first, batch.size + unit * second)
+                stepped = replace(batch, careful=sizes, unit=unit)
+                if stepped == batch:
+                    continue
+                result = self.attempt([stepped, *others], careful=True)
+                if isinstance(result, Capture):
+                    self.careful = True
+                    return result, [stepped, *others]
         return capture, chosen
 
     def _merge_equal(self, candidates: Sequence[Symbol], alone: list[Symbol]) -> None:

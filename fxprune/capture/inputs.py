@@ -210,6 +210,7 @@ class Symbol:
 # Increments of the two trial sizes. Their ratios all differ, so that a literal that follows a size
 # follows only one.
 _BATCH = (3, 37)
+NEAR_BATCH = (3, 5)
 _IMAGE = ((229, 509), (331, 617), (257, 719), (271, 523))
 _UNITS = ((7, 16), (10, 19), (8, 23), (9, 17))
 _FAR = ((37, 1511), (43, 1307), (53, 1811), (59, 1613), (61, 1213))

@@ -238,6 +238,21 @@ class Skip(nn.Module):
         return x + self.up(half)
 
 
+def test_a_batch_that_only_near_trials_bear_is_free_up_to_the_guard() -> None:
+    def frames(x: Tensor) -> Tensor:
+        still = x.flatten(0, 1)
+        still = still.sin() if still.shape[0] < 64 else still.contiguous().sin()
+        return still.unflatten(0, x.shape[:2]).mean(1)
+
+    model = Fn(frames)
+    gm = trace(model, torch.randn(2, 4, 3, 8, 8))
+    assert info(gm).dynamic == {"x": (0, 2, 3, 4)}
+    assert not info(gm).steps
+    assert agrees(gm, model, 15, 4, 3, 5, 6)
+    with pytest.raises(TraceError, match="takes a path that was not traced"):
+        gm(torch.randn(16, 4, 3, 8, 8))
+
+
 def test_the_unit_of_image_sizes_is_as_small_as_can_be_proven() -> None:
     model = Skip()
     gm = trace(model, torch.randn(1, 3, 64, 64))
