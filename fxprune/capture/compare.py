@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -151,7 +153,7 @@ def _varies(args: tuple[Any, ...]) -> bool:
 
 
 def _fit(numbers: tuple[Any, ...], known: Known) -> Expr | None:
-    """`k * size + c` through all the numbers, k and c integers, for a size of an input.
+    """`k * size + c`, or `k * size * size`, through all the numbers; k and c are integers.
 
     Sizes that change by multiples of a unit only (there is a guard then) may be divided by it.
     """
@@ -166,9 +168,29 @@ def _fit(numbers: tuple[Any, ...], known: Known) -> Expr | None:
             continue
         c = q * numbers[0] - k * sizes[0]
         if all(q * n == k * s + c for n, s in zip(numbers, sizes, strict=True)):
-            result = size if k == 1 else Expr(operator.mul, (size, k))
-            result = result if c == 0 else Expr(operator.add, (result, c))
-            return result if q == 1 else Expr(operator.floordiv, (result, q))
+            return _scaled(size, k, c, q)
+    return _fit_product(numbers, known)
+
+
+def _scaled(size: Expr, k: int, c: int, q: int) -> Expr:
+    """`(k * size + c) // q`."""
+    result = size if k == 1 else Expr(operator.mul, (size, k))
+    result = result if c == 0 else Expr(operator.add, (result, c))
+    return result if q == 1 else Expr(operator.floordiv, (result, q))
+
+
+def _fit_product(numbers: tuple[int, ...], known: Known) -> Expr | None:
+    """`k * size * size` or with three sizes: what a model counts, such as pixels and voxels."""
+    for count in (2, 3):
+        for sizes in itertools.combinations_with_replacement(known, count):
+            values = [math.prod(v) for v in zip(*(known[s][0] for s in sizes), strict=True)]
+            ratios = {Fraction(n, v) for n, v in zip(numbers, values, strict=True) if v}
+            if len(ratios) != 1 or 0 in values:
+                continue
+            k, q = ratios.pop().as_integer_ratio()
+            if k and math.prod(math.gcd(known[s][0][0], known[s][1]) for s in sizes) % q == 0:
+                product = functools.reduce(lambda a, b: Expr(operator.mul, (a, b)), sizes)
+                return _scaled(product, k, 0, q)
     return None
 
 

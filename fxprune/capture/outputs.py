@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture import guards
 from fxprune.capture.records import Rebuilt, Spec
-from fxprune.capture.sizes import SizeFloat, SizeInt
+from fxprune.capture.sizes import SizeFloat, SizeInt, of_capture
 from fxprune.errors import TraceError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def referenced(recorder: Recorder, value: Any) -> Any:
         return recorder.convert_tensor(value)[0]
     kind = type(value)
     if kind in (SizeInt, SizeFloat):
-        return value
+        return of_capture(value, recorder.log)
     if kind in (tuple, list):
         return kind(referenced(recorder, item) for item in value)
     if kind is dict:

@@ -19,7 +19,7 @@ from fxprune.capture.constants import Replay, numbers
 from fxprune.capture.lines import user_line
 from fxprune.capture.lowerings import FUNCTIONS, LOWERINGS
 from fxprune.capture.records import Attr, Capture, Record, Ref
-from fxprune.capture.sizes import Log, SizeFloat, SizeInt, plain, size_of, sized
+from fxprune.capture.sizes import Log, SizeFloat, SizeInt, of_capture, plain, size_of, sized
 from fxprune.capture.targets import CONSTRUCTORS, RANDOM, as_documented, mutates, target_of
 from fxprune.errors import TraceError
 from fxprune.meta_kernels import MetaKernels
@@ -70,7 +70,7 @@ class Recorder(TorchFunctionMode):
         if kind in _ATOMS:
             return value, value
         if kind is SizeInt or kind is SizeFloat:
-            return value, plain(value)
+            return of_capture(value, self.log), plain(value)
         if isinstance(value, Tensor):
             return self.convert_tensor(value)
         if kind is type:

@@ -72,6 +72,14 @@ def plain(value: Any) -> Any:
     return int(value) if kind is SizeInt else float(value) if kind is SizeFloat else value
 
 
+def of_capture(value: Any, log: Log) -> Any:
+    """A number among those of the capture with this log: a size of another one is a bare number.
+
+    Functions that remember their results by their arguments return sizes of captures long past.
+    """
+    return plain(value) if getattr(value, "log", log) is not log else value
+
+
 _NUMBERS = (int, float)
 
 
@@ -79,12 +87,14 @@ def _binary(name: str, fn: Callable[[Any, Any], Any]) -> None:
     def forward(self: Any, other: Any) -> Any:
         if not isinstance(other, _NUMBERS) or isinstance(other, bool):
             return NotImplemented
-        return sized(fn(plain(self), plain(other)), fn, (self, other), self.log)
+        args = (self, of_capture(other, self.log))
+        return sized(fn(plain(self), plain(other)), fn, args, self.log)
 
     def reflected(self: Any, other: Any) -> Any:
         if not isinstance(other, _NUMBERS) or isinstance(other, bool):
             return NotImplemented
-        return sized(fn(plain(other), plain(self)), fn, (other, self), self.log)
+        args = (of_capture(other, self.log), self)
+        return sized(fn(plain(other), plain(self)), fn, args, self.log)
 
     for cls in (SizeInt, SizeFloat):
         setattr(cls, f"__{name}__", forward)
@@ -105,7 +115,8 @@ def _comparison(name: str, fn: Callable[[Any, Any], bool]) -> None:
         if not isinstance(other, _NUMBERS):
             return NotImplemented
         outcome = fn(plain(self), plain(other))
-        self.log.append((fn, (self, other), outcome))
+        if getattr(other, "log", self.log) is self.log:
+            self.log.append((fn, (self, other), outcome))
         return outcome
 
     for cls in (SizeInt, SizeFloat):

@@ -171,10 +171,18 @@ def test_a_branch_that_only_wide_trials_take_is_guarded() -> None:
         gm(torch.randn(2, 31))
 
 
-def test_a_value_that_is_not_linear_in_the_size_specialises() -> None:
-    gm = trace(Fn(lambda x: x * int(x.shape[1]) ** 2), torch.randn(2, 6))
+def test_a_value_that_is_neither_linear_in_the_size_nor_a_product_specialises() -> None:
+    gm = trace(Fn(lambda x: x * (int(x.shape[1]) ** 2 + 1)), torch.randn(2, 6))
     assert info(gm).dynamic == {"x": (0,)}
-    assert "36 and" in info(gm).specialised["x"][1][1]
+    assert "37 and" in info(gm).specialised["x"][1][1]
+
+
+@pytest.mark.parametrize("power", [2, 3])
+def test_products_of_sizes_are_found_where_their_computation_is_not(power: int) -> None:
+    model = Fn(lambda x: x * int(x.shape[1]) ** power * 5)
+    gm = trace(model, torch.randn(2, 6))
+    assert info(gm).dynamic == {"x": (0, 1)}
+    assert agrees(gm, model, 3, 11)
 
 
 class Pair(nn.Module):
