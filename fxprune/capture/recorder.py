@@ -54,6 +54,7 @@ class Recorder(TorchFunctionMode):
         self.keep: list[Any] = []
         self.log: Log = []
         self.constants: dict[str, Tensor] = {}
+        self.twins: dict[int, Tensor] = {}
         self.created: dict[str, nn.Module] = {}
         self.reached: dict[str, type] = {}
         self.plain: dict[str, type] = {}
@@ -99,7 +100,7 @@ class Recorder(TorchFunctionMode):
             return ref, value
         name = self.names.get(id(value))
         if name is not None:
-            return Attr(name), value
+            return Attr(name), self.twins.get(id(value), value)
         if not torch._C._TensorBase.is_meta.__get__(value):  # type: ignore[attr-defined]
             return self.constant(value)
         alias = self.alias_of(value)
@@ -128,6 +129,7 @@ class Recorder(TorchFunctionMode):
         name = f"_constant{len(self.constants)}"
         self.constants[name] = self.real[name] = value
         self.names[id(twin)] = self.names[id(value)] = name
+        self.twins[id(value)] = twin
         self.keep += [value, twin]
         return Attr(name), twin
 

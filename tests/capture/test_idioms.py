@@ -210,3 +210,24 @@ def test_the_inverse_of_a_spectrogram_is_captured_and_pruned() -> None:
     x = torch.randn(3, 120, dtype=torch.float64)
     torch.testing.assert_close(traced(x), model(x))
     assert fxprune.verify(traced, plan, pruned, x).ok
+
+
+class ByCounts(nn.Module):
+    """Slices by entries of a tensor of numbers, one of them after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        counts = torch.LongTensor([3, 2])
+        h = self.first(x)
+        result: Tensor = self.last(h[:, : counts[0]].mean(1) + h[:, : counts[1]].mean(1))
+        return result
+
+
+def test_all_entries_of_a_constant_are_read_as_numbers() -> None:
+    # The second one stayed a tensor, which the analysis could not read.
+    gm = check(ByCounts(), 5, 4)
+    assert "_constant" not in gm.code
+    assert [group.name for group in fxprune.analyze(gm).groups] == ["first.weight:0"]
