@@ -67,6 +67,7 @@ criteria: $(VENV)/.peers
 	$(BIN)/python -m benchmarks.collapse
 	$(BIN)/python -m benchmarks.statistics
 	$(BIN)/python -m benchmarks.second_order
+	$(BIN)/python -m benchmarks.second_order_tuned
 	$(BIN)/python -m benchmarks.kfac
 
 bench: $(VENV)/.peers
