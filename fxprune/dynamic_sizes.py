@@ -40,6 +40,28 @@ def unexplained(node: fx.Node, layout_of: LayoutOf) -> Iterator[Axis]:
                 yield axis
 
 
+def unexplained_bounds(node: fx.Node, layout: Layout, layout_of: LayoutOf) -> Iterator[Axis]:
+    """The axes of x, of this layout, that ``x[…]`` slices by sizes that say nothing about channels.
+
+    Torch slices nothing where a slice happens to be the whole dimension.
+    """
+    for axis, item in zip(layout, _items(node.args[1], len(layout)), strict=False):
+        bounds = (item.start, item.stop, item.step) if isinstance(item, slice) else ()
+        if any(
+            isinstance(b, fx.Node) and _literal(b, layout_of) % _free_size(axis) for b in bounds
+        ):
+            yield axis
+
+
+def _items(key: object, rank: int) -> Sequence[object]:
+    """The items of the `key` in ``x[key]``, one for each of the first dimensions of x."""
+    items = [item for item in (key if isinstance(key, tuple) else (key,)) if item is not None]
+    if any(item is Ellipsis for item in items):
+        place = next(i for i, item in enumerate(items) if item is Ellipsis)
+        items[place : place + 1] = [slice(None)] * (rank - len(items) + 1)
+    return items
+
+
 def _sizes_of(node: fx.Node) -> Sequence[object]:
     """The sizes that a node asks for, given one by one, as a sequence or by keyword."""
     start = _SIZES_START.get(name_of(node))

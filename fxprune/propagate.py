@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fxprune.algebra import Algebra
 from fxprune.axes import is_frozen
-from fxprune.dynamic_sizes import name_of, unexplained
+from fxprune.dynamic_sizes import name_of, unexplained, unexplained_bounds
 from fxprune.errors import AnalysisError, FxpruneError
 from fxprune.lookups import join_tables
 from fxprune.meta import GraphRunner, call_on_meta, example_values, meta_shadow, unpacked, without
@@ -316,14 +316,21 @@ class _Runner(GraphRunner):
             ) from error
         if self.mode.dynamic and isinstance(value, Tensor):
             self.layouts[node] = self.layouts_in(value)
-            for axis in unexplained(node, lambda other: self.layouts[other].axes):
+            for axis in unexplained(node, self._axes):
                 self.mode.algebra.freeze(axis, "its size follows the inputs")
+        if self.mode.dynamic and name_of(node) in ("getitem", "setitem"):
+            for axis in unexplained_bounds(node, self._axes(node.args[0]), self._axes):
+                self.mode.algebra.freeze(axis, "sliced to a size that follows the inputs")
         if node.op == "placeholder":
             self._declare_fixed(value, "model input")
         if node.op == "output":
             self._freeze(without(value, self.state), "model output")
         self.layouts[node] = self.layouts_in(value)
         return value
+
+    def _axes(self, node: Any) -> Layout:
+        layout = self.layouts.get(node)
+        return layout.axes if isinstance(layout, TensorAxes) else ()
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self.module_at(target)

@@ -18,7 +18,7 @@ from torch import fx
 
 from fxprune.axes import Axis
 from fxprune.rewriter.site import Row, Site
-from fxprune.rewriter.sizes import SIZE_ROWS, new_value
+from fxprune.rewriter.sizes import SIZE_ROWS, new_value, rescaled
 from fxprune.rules.base import index_values
 
 
@@ -118,6 +118,10 @@ def _new_item(site: Site, axis: Axis, item: Any) -> Any:
     """One index or slice of an axis that changed."""
     if isinstance(item, int):
         return _new_index(site, axis, item)
+    if isinstance(item, slice) and any(
+        isinstance(bound, fx.Node) for bound in (item.start, item.stop)
+    ):  # of a product of this axis and others, which follow the inputs
+        return slice(*(rescaled(site, b, [axis]) for b in (item.start, item.stop)))
     if isinstance(item, slice):
         picked = range(axis.size)[item]
         if len(picked) == axis.size:

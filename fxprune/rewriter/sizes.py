@@ -32,7 +32,7 @@ def _resized(site: Site, sizes: Sequence[Any], axes: Sequence[Axis]) -> list[Any
 def _new_size(site: Site, size: Any, axis: Axis) -> Any:
     if isinstance(size, int):
         return size if size < 0 else site.width(axis)
-    return _rescaled(site, size, [axis])
+    return rescaled(site, size, [axis])
 
 
 def _shrinking(site: Site, axes: Sequence[Axis]) -> tuple[int, int]:
@@ -128,12 +128,14 @@ def as_strided(site: Site) -> None:
         [axis for axis, step in zip(record.call.axes("self"), x.stride(), strict=True) if step < s]
         for s in record.call["stride"]
     ]
-    new = [_rescaled(site, s, axes) for s, axes in zip(strides, inside, strict=True)]
+    new = [rescaled(site, s, axes) for s, axes in zip(strides, inside, strict=True)]
     site.set(2, "stride", tuple(new))
 
 
-def _rescaled(site: Site, size: Any, axes: Sequence[Axis]) -> Any:
-    """A number that has the sizes of `axes` as factors, at their new sizes."""
+def rescaled(site: Site, size: Any, axes: Sequence[Axis]) -> Any:
+    """A number that has the sizes of `axes` as factors, at their new sizes; None stays."""
+    if size is None:
+        return None
     before, after = _shrinking(site, axes)
     if isinstance(size, int):
         return size // before * after

@@ -143,6 +143,8 @@ def select(call: Call) -> Effect:
     axes = list(call.axes("self"))
     dim = call.dim("dim", len(axes))
     axis = axes.pop(dim)
+    if call.dynamic:
+        call.freeze((axis,), "an index that follows the inputs is selected")
     if not is_frozen(axis):
         picked = call.algebra.gather(axis, [call["index"] % axis.size])
         call.freeze((picked,), "a single index is selected")

@@ -1,0 +1,61 @@
+"""Slices and indices that follow a size of the inputs, of dimensions that lose units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from tests.masking import alive, random_plan, traced
+
+Read = Callable[[Tensor, Tensor], Tensor]
+
+
+class Net(nn.Module):
+    """Reads channels h: [batch, length, 8] of inputs x: [batch, length, 5] in some way."""
+
+    def __init__(self, read: Read) -> None:
+        super().__init__()
+        self.read = read
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.read(self.first(x), x))
+
+
+def _whole(h: Tensor, x: Tensor) -> Tensor:
+    flat = h.flatten(1)
+    return flat[..., 0 : flat.shape[1]].view(h.shape)
+
+
+def _leading(h: Tensor, x: Tensor) -> Tensor:
+    return h + h[:, :, : 2 * x.shape[1]].sum(-1, keepdim=True)
+
+
+def _last(h: Tensor, x: Tensor) -> Tensor:
+    flat = h.flatten(1)
+    return h + flat[:, flat.shape[1] - 1][:, None, None]
+
+
+def test_a_slice_of_as_many_as_there_are_stays_whole() -> None:
+    # `rewrite` failed: it took the size for a number.
+    inputs = torch.randn(3, 4, 5, dtype=torch.float64)
+    graph, analysis = traced(alive(Net(_whole)), inputs[:2])
+    assert [group.size for group in analysis.groups] == [8]
+    plan = random_plan(analysis)
+    pruned = fxprune.rewrite(graph, plan)
+    for length in (4, 3):
+        report = fxprune.verify(graph, plan, pruned, inputs[:, :length])
+        assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("read", [_leading, _last], ids=["slice", "index"])
+def test_channels_chosen_by_a_size_are_frozen(read: Read) -> None:
+    # At length 4 the slice is the whole, so that torch slices nothing; `rewrite` failed.
+    inputs = torch.randn(2, 4, 5, dtype=torch.float64)
+    _, analysis = traced(alive(Net(read)), inputs)
+    assert not analysis.groups
+    assert "follows the inputs" in analysis.explain("first")
