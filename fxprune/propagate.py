@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fxprune.algebra import Algebra
-from fxprune.axes import is_frozen
+from fxprune.axes import Axis, is_frozen, leaves
 from fxprune.dynamic_sizes import name_of, unexplained, unexplained_bounds
 from fxprune.errors import AnalysisError, FxpruneError
 from fxprune.lookups import join_tables
@@ -317,7 +317,8 @@ class _Runner(GraphRunner):
         if self.mode.dynamic and isinstance(value, Tensor):
             self.layouts[node] = self.layouts_in(value)
             for axis in unexplained(node, self._axes):
-                self.mode.algebra.freeze(axis, "its size follows the inputs")
+                for whole in (axis, *self._taken_apart(node, axis)):
+                    self.mode.algebra.freeze(whole, "its size follows the inputs")
         if self.mode.dynamic and name_of(node) in ("getitem", "setitem"):
             for axis in unexplained_bounds(node, self._axes(node.args[0]), self._axes):
                 self.mode.algebra.freeze(axis, "sliced to a size that follows the inputs")
@@ -327,6 +328,14 @@ class _Runner(GraphRunner):
             self._freeze(without(value, self.state), "model output")
         self.layouts[node] = self.layouts_in(value)
         return value
+
+    def _taken_apart(self, node: fx.Node, axis: Axis) -> list[Axis]:
+        """The dimensions that a node reads and of which `axis` has a part. How large that part is
+        follows the inputs, and so does what is left.
+        """
+        parts = {atom for atom in leaves(axis) if atom.reason is None}
+        read = [whole for source in node.all_input_nodes for whole in self._axes(source)]
+        return [whole for whole in read if not parts.isdisjoint(leaves(whole))]
 
     def _axes(self, node: Any) -> Layout:
         layout = self.layouts.get(node)

@@ -95,3 +95,32 @@ def test_a_size_that_the_graph_does_not_take_is_named_as_in_a_call(norm: nn.Modu
     pruned = fxprune.rewrite(traced, plan)
     with pytest.raises(TraceError, match=r"traced for 7 there.* with an input of that size\.$"):
         fxprune.verify(traced, plan, pruned, data(2, 9))
+
+
+class Untransposed(nn.Module):
+    """A view takes rows of pixels, of all channels each, for channels of pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.hidden = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 6, 1)
+        self.bottom, self.last = nn.Conv2d(6, 32, 1), nn.Conv2d(32, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        batch, _, height, width = x.shape
+        rows = self.bottom(torch.tanh(self.hidden(x))).flatten(2).transpose(1, 2)
+        return self.last(x + rows.reshape(batch, 32, height, width))
+
+
+def test_what_a_size_divides_is_frozen_whole() -> None:
+    # At 2 x 2 pixels the first 8 of 32 channels were free: the factor that is left of them there.
+    model = Untransposed().double().eval()
+    traced = fxprune.trace(model, torch.randn(2, 3, 2, 2, dtype=torch.float64))
+    analysis = fxprune.analyze(traced, strict=True)
+    assert [group.name for group in analysis.groups] == ["hidden.weight:0"]
+    assert "its size follows the inputs" in {group.reason for group in analysis.frozen}
+    plan = fxprune.plan(analysis, criterion="random", sparsity=0.5)
+    pruned = fxprune.rewrite(traced, plan)
+    for size in (2, 3, 4):
+        x = torch.randn(3, 3, size, size, dtype=torch.float64)
+        assert fxprune.verify(traced, plan, pruned, x).ok
