@@ -73,7 +73,8 @@ class Capture:
     """All that one run of the model's forward left behind; or several, merged.
 
     shapes: for the result of each record, a tuple of sizes per dimension, one for each run.
-    renews: whether forward gave other values to attributes of the model's modules.
+    renews: whether forward, at other sizes than the example's, gave other values to attributes of
+    the model's modules.
     """
 
     records: list[Record]

@@ -58,12 +58,15 @@ class Runs:
         return replace(self, limit=max(2 * len(base.records), 1000))
 
     def __call__(self, sizes: Sizes, training: bool = False) -> Capture:
-        """Capture the model once. Raises TraceError, Mismatch, or what the model raises."""
+        """Capture the model once. Raises TraceError, Mismatch, or what the model raises.
+
+        What the model keeps is looked at where the sizes are not the example's.
+        """
         model = self._model(sizes, training)
-        before = _state(model)
+        before = _state(model) if sizes else {}
         recorder, result = self._run(model, sizes)
-        changed = _changed(before, _state(model))
-        return replace(recorder.capture(referenced(recorder, result)), renews=bool(changed))
+        renews = bool(sizes) and bool(_changed(before, _state(model)))
+        return replace(recorder.capture(referenced(recorder, result)), renews=renews)
 
     def renewed(self) -> Capture:
         """The capture at the example's sizes, after the call at others.
