@@ -245,13 +245,13 @@ def test_units_that_differ_in_cost_go_as_they_are_scored() -> None:
     """A product reads three of eight channels: units of one group, some of which cost nothing."""
     analysis = test_formulas.analysed(test_formulas.Halved(), torch.randn(2, 3, 5))
     (group,) = analysis.groups
-    for scores in ([4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]):
+    for scores in ([3.0, 2.0, 1.0], [1.0, 2.0, 3.0]):
         plan = fxprune.plan(
             analysis, lambda *_, s=scores: torch.tensor(s), budget=Budget(macs=0.7), scope="global"
         )
         dense, left = fxprune.cost(analysis), fxprune.cost(analysis, plan)
         assert left.total.macs <= 0.7 * dense.total.macs
         lost = group.size - plan.kept(group).numel()
-        order = sorted(range(4), key=scores.__getitem__)
+        order = sorted(range(3), key=scores.__getitem__)
         fewer = PruningPlan.build(analysis, {group.name: sorted(order[lost - 1 :])})
         assert fxprune.cost(analysis, fewer).total.macs > 0.7 * dense.total.macs

@@ -147,7 +147,9 @@ def test_a_pruned_recurrent_module() -> None:
 
 
 class Halved(nn.Module):
-    """Mirrored sums couple channel i to channel 7 - i; the product reads channels 0 to 2 alone."""
+    """Mirrored sums couple channel i to channel 7 - i; the product reads channels 0 to 2 alone, of
+    which one stays.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,12 +161,12 @@ class Halved(nn.Module):
         return first.transpose(1, 2) @ first
 
 
-@pytest.mark.parametrize("kept", [[0, 1, 2, 3], [0, 1, 3], [0, 3], [1]])
+@pytest.mark.parametrize("kept", [[0, 1, 2], [0, 2], [1, 2], [2]])
 def test_units_of_a_group_may_differ_in_cost(kept: list[int]) -> None:
     x = torch.randn(2, 3, 5)
     analysis = analysed(Halved(), x)
     (group,) = analysis.groups
-    assert group.size == 4
+    assert group.size == 3
     plan = PruningPlan.build(analysis, {group.name: kept})
     pruned = fxprune.rewrite(analysis.traced, plan)
     cost = fxprune.cost(analysis, plan)
