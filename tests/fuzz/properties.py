@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -58,10 +57,7 @@ def node_local(case: Case) -> None:
     masked interpretation of the original has, at the kept entries.
     """
     inputs = case.program.example(3, seed=3)
-    masked = copy.deepcopy(case.traced)
-    with torch.no_grad():
-        for name, mask in case.plan.masks().items():
-            reference.tensors_of(masked)[name].mul_(mask)
+    masked = reference.masked(case.traced, case.keep(case.kept))
     propagation = propagate(masked, inputs)
     selection = Selection(_sized(case, propagation), case.plan)
     wanted: dict[str, list[Tensor]] = {}
