@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from fxprune import modules as own
 from fxprune.capture.lowerings import LOWERINGS
+from fxprune.capture.metacopy import COMPILED
 
 _CONTAINERS = frozenset({"container", "transformer", "module", "lazy"})
 # What a subclass may define without changing what its inherited forward computes.
@@ -120,6 +121,8 @@ def emitted(module: nn.Module, base: type | None = None) -> nn.Module:
     twin: nn.Module = nn.Module.__new__(base)
     state: dict[str, Any] = {}
     for key, value in module.__dict__.items():
+        if key == COMPILED:
+            continue
         if key in ("_parameters", "_buffers", "_modules"):
             state[key] = dict(value)
         elif key == "_non_persistent_buffers_set":

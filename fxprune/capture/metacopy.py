@@ -119,6 +119,10 @@ _ATOMIC = frozenset(
 _COLLECTIONS = frozenset({tuple, list, dict, set, collections.OrderedDict})
 
 
+COMPILED = "_compiled_call_impl"
+"""Where `module.compile()` leaves what calls the module that it was called on."""
+
+
 def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
     if kind in _COLLECTIONS:
@@ -130,7 +134,10 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """copy.deepcopy of a module, several times faster for modules that do not customise it."""
+    """copy.deepcopy of a module, several times faster for modules that do not customise it.
+
+    As there, what `module.compile()` left is not copied: it calls the original.
+    """
     known = memo.get(id(module))
     if known is not None:
         return known  # type: ignore[no-any-return]
@@ -151,7 +158,7 @@ def copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             }
         elif key in ("_parameters", "_buffers"):
             state[key] = {name: None if t is None else memo[id(t)] for name, t in value.items()}
-        else:
+        elif key != COMPILED:
             state[key] = _copy_value(value, memo)
     return twin
 
@@ -163,6 +170,7 @@ def shallow_copy(module: nn.Module) -> nn.Module:
         return copy.copy(module)
     twin: nn.Module = cls.__new__(cls)
     twin.__dict__.update(module.__dict__)
+    twin.__dict__.pop(COMPILED, None)
     return twin
 
 
