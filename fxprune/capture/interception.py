@@ -26,9 +26,11 @@ def intercepting() -> Iterator[None]:
     """Let `recording` see the calls of modules and of autograd functions.
 
     Once for all captures of a model: whenever nn.Module changes, Python forgets what it knows about
-    the attributes of all its subclasses.
+    the attributes of all its subclasses. (Of `__call__`, it would tell them all, which takes longer
+    than a capture of a small model.)
     """
-    original = nn.Module.__call__
+    owner: Any = nn.Module
+    original = owner._call_impl
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         recorder = _RECORDER.get()
@@ -42,11 +44,11 @@ def intercepting() -> Iterator[None]:
 
     with _LOCK:
         try:
-            nn.Module.__call__ = call  # type: ignore[method-assign]
+            owner._call_impl = call
             with gradients.intercepted(apply), _inlined_scripts():
                 yield
         finally:
-            nn.Module.__call__ = original  # type: ignore[method-assign]
+            owner._call_impl = original
 
 
 @contextlib.contextmanager
