@@ -35,7 +35,8 @@ class Found:
     """The merged capture and what was decided about each input dimension.
 
     failed: what could not vary though it was tried, and why. renews: whether a trial that differed
-    gave other values to attributes of the model.
+    gave other values to attributes of the model. modeless: whether `train` of `search` showed that
+    the model does the same in train mode.
     """
 
     capture: Capture
@@ -45,6 +46,7 @@ class Found:
     steps: tuple[tuple[Place, int, int], ...] = ()
     failed: Mapping[Symbol, str] = field(default_factory=dict)
     renews: bool = False
+    modeless: bool = False
 
     @property
     def varying(self) -> int:
@@ -57,9 +59,11 @@ class _Search:
     run: Run
     base: Capture
     leaves: Mapping[str, Leaf]
+    train: Run | None = None
     reasons: dict[Symbol, str] = field(default_factory=dict)
     careful: bool = False
     renews: bool = False
+    modeless: bool = False
 
     def attempt(self, chosen: Sequence[Symbol], careful: bool) -> Capture | str:
         """The merged capture if these symbols can vary together, otherwise why not."""
@@ -67,7 +71,10 @@ class _Search:
             return merge_captures((self.base,), {})
         captures = [self.base]
         trials = {s: s.careful if careful else s.wide for s in chosen}
-        for trial in (1, 0):  # the larger sizes first: they are the ones that a model may not take
+        # The larger sizes first: they are the ones that a model may not take. They suffice where
+        # forward asks for no size: only shapes can differ then, not what it does.
+        order = (1, 0) if careful or self.base.measures else (1,)
+        for trial in order:
             sizes = {place: trials[s][trial] for s in chosen for place in s.places}
             try:
                 captures.insert(1, self.run(sizes))
@@ -79,7 +86,7 @@ class _Search:
                 return f"the model fails at another size: {type(error).__name__}: {first}"
         known = {
             input_size(self.leaves[label].place, self.leaves[label].path, dim): (
-                (s.size, *trials[s]),
+                (s.size, *(trials[s][trial] for trial in reversed(order))),
                 s.unit if careful else 1,
             )
             for s in chosen
@@ -105,6 +112,11 @@ class _Search:
 
     def best(self, candidates: Sequence[Symbol]) -> tuple[Capture, list[Symbol]]:
         """The capture in which as many symbols vary as can be proven."""
+        if self.train is not None and candidates:
+            both = replace(self, run=self.train).attempt(candidates, careful=False)
+            if isinstance(both, Capture):
+                self.modeless = True
+                return both, list(candidates)
         whole = self.either(candidates)
         if isinstance(whole, Capture):
             return whole, list(candidates)
@@ -224,11 +236,21 @@ def _wanted(inputs: Inputs, dynamic: Mapping[str, Any] | None) -> dict[tuple[str
     return wanted
 
 
-def search(inputs: Inputs, base: Capture, run: Run, dynamic: Mapping[str, Any] | None) -> Found:
-    """Decide which input dimensions are dynamic."""
+def search(
+    inputs: Inputs,
+    base: Capture,
+    run: Run,
+    dynamic: Mapping[str, Any] | None,
+    train: Run | None = None,
+) -> Found:
+    """Decide which input dimensions are dynamic.
+
+    train: runs in train mode, for a model that asks for no sizes. If one at other sizes does the
+    same as `base`, neither the sizes nor the mode change what the model does.
+    """
     leaves = {leaf.label: leaf for leaf in inputs.leaves}
     wanted = _wanted(inputs, dynamic)
-    searcher = _Search(run, base, leaves)
+    searcher = _Search(run, base, leaves, train)
     candidates: list[Symbol] = []
     everything = symbols(inputs.leaves)
     for symbol in everything:
@@ -259,7 +281,9 @@ def search(inputs: Inputs, base: Capture, run: Run, dynamic: Mapping[str, Any] |
         for s in chosen
         if searcher.careful and s.unit > 1
     )
-    return replace(found, steps=steps, failed=failed, renews=searcher.renews)
+    return replace(
+        found, steps=steps, failed=failed, renews=searcher.renews, modeless=searcher.modeless
+    )
 
 
 def require(found: Found, inputs: Inputs, dynamic: Mapping[str, Any] | None) -> None:

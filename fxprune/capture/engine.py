@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import fx, nn
 from fxprune.capture import dynamic as dims
 from fxprune.capture import guards
 from fxprune.capture.emit import Emitter, build, free_name
-from fxprune.capture.inputs import Inputs, bind
+from fxprune.capture.inputs import Inputs, Sizes, bind
 from fxprune.capture.interception import intercepting
 from fxprune.capture.lines import is_users
 from fxprune.capture.metacopy import Template, template
@@ -74,18 +74,38 @@ def _captured(
 ) -> tuple[dims.Found, tuple[str, ...]]:
     """The capture that holds at all sizes and in both modes; notes on where train mode differs."""
     base, runs = _first(source, inputs)
-    found, runs = _searched(base, runs, dynamic)
+    train = _Train(runs) if depends_on_mode(source.modules, base.reached) else None
+    found, runs = _searched(base, runs, dynamic, train if not base.measures else None)
     dims.require(found, inputs, dynamic)
     capture = _any_precision(found.capture, runs)
     notes: tuple[str, ...] = ()
-    if depends_on_mode(source.modules, capture.reached):
-        capture, notes = follow_modes(capture, lambda: runs({}, training=True))
+    if train is not None and not found.modeless:
+        capture, notes = follow_modes(capture, train.any_size)
     return replace(found, capture=capture), notes
 
 
-def _searched(base: Capture, runs: Runs, dynamic: Dynamic | None) -> tuple[dims.Found, Runs]:
+@dataclass
+class _Train:
+    """Runs in train mode; one in which forward asks for no size stands for all sizes."""
+
+    runs: Runs
+    found: Capture | None = None
+
+    def __call__(self, sizes: Sizes) -> Capture:
+        capture = self.runs(sizes, training=True)
+        self.found = None if capture.measures else capture
+        return capture
+
+    def any_size(self) -> Capture:
+        """What the model does in train mode."""
+        return self.found or self.runs({}, training=True)
+
+
+def _searched(
+    base: Capture, runs: Runs, dynamic: Dynamic | None, train: _Train | None
+) -> tuple[dims.Found, Runs]:
     """What may vary; where that is more after a call at other sizes, with runs that follow one."""
-    found = dims.search(runs.inputs, base, runs.like(base), dynamic)
+    found = dims.search(runs.inputs, base, runs.like(base), dynamic, train)
     if not found.renews:
         return found, runs
     failed = tuple(found.failed)

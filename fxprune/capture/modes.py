@@ -119,6 +119,8 @@ def _values(mine: Any, other: Any) -> Any:
         return {key: _values(mine[key], other[key]) for key in mine}
     numbers = (bool, int, float)
     if isinstance(mine, numbers) and isinstance(other, numbers) and mine != other:
+        if isinstance(other, (SizeInt, SizeFloat)):
+            raise _Differs(f"has {mine} in eval mode and a size in train mode")
         return Mode(train_value=other, eval_value=mine)
     if isinstance(mine, (Attr, str)) and mine != other:
         raise _Differs(f"has {mine} in eval mode and {other} in train mode")

@@ -20,7 +20,7 @@ from fxprune.capture.lines import user_line
 from fxprune.capture.lowerings import FUNCTIONS, LOWERINGS
 from fxprune.capture.records import Attr, Capture, Record, Ref
 from fxprune.capture.sizes import Log, SizeFloat, SizeInt, of_capture, plain, size_of, sized
-from fxprune.capture.targets import CONSTRUCTORS, RANDOM, as_documented, mutates, target_of
+from fxprune.capture.targets import CONSTRUCTORS, RANDOM, RANKS, as_documented, mutates, target_of
 from fxprune.errors import TraceError
 from fxprune.meta_kernels import MetaKernels
 
@@ -53,6 +53,7 @@ class Recorder(TorchFunctionMode):
         self.shapes: dict[Ref, tuple[int, ...]] = {}
         self.keep: list[Any] = []
         self.log: Log = []
+        self.measures = False
         self.constants: dict[str, Tensor] = {}
         self.twins: dict[int, Tensor] = {}
         self.created: dict[str, nn.Module] = {}
@@ -183,6 +184,7 @@ class Recorder(TorchFunctionMode):
         if ref is None:
             return shape
         log = self.log
+        self.measures = True
         return torch.Size([sized(s, size_of, (ref, d), log) for d, s in enumerate(shape)])
 
     # Calls -------------------------------------------------------------------------------------
@@ -225,6 +227,8 @@ class Recorder(TorchFunctionMode):
         rec_kwargs = {k: p[0] for k, p in named.items()}
         result = self.execute(func, run, run_kwargs)
         if result is None or not _has_tensor(result):
+            # Strides, say: a bare number, but one that sizes may have made.
+            self.measures |= isinstance(result, (int, float, tuple)) and func not in RANKS
             op, target, rec = target_of(func, tuple(p[0] for p in pairs), rec_kwargs)
             if rec and mutates(op, target, rec_kwargs):
                 self.replay.note(self.add(op, target, rec, rec_kwargs), rec, rec_kwargs, run[0])
@@ -355,7 +359,7 @@ class Recorder(TorchFunctionMode):
         shapes = {ref: tuple((s,) for s in shape) for ref, shape in self.shapes.items()}
         return Capture(
             self.records, output, self.log, self.constants, self.created, self.reached,
-            self.plain, shapes,
+            self.plain, shapes, self.measures,
         )  # fmt: skip
 
 

@@ -73,6 +73,7 @@ class Capture:
     """All that one run of the model's forward left behind; or several, merged.
 
     shapes: for the result of each record, a tuple of sizes per dimension, one for each run.
+    measures: whether forward asked for a size; if not, no size can have changed what it did.
     renews: whether forward, at other sizes than the example's, gave other values to attributes of
     the model's modules.
     """
@@ -85,6 +86,7 @@ class Capture:
     reached: Mapping[str, type]
     plain: Mapping[str, type] = field(default_factory=dict)
     shapes: Mapping[Ref, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    measures: bool = False
     renews: bool = False
 
     @property

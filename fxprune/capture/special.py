@@ -61,7 +61,10 @@ def _numel(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     tensor = args[0] if args else kwargs["input"]
     value = tensor.numel()
     ref = recorder.refs.get(id(tensor))
-    return value if ref is None else sized(value, numel_of, (ref,), recorder.log)
+    if ref is None:
+        return value
+    recorder.measures = True
+    return sized(value, numel_of, (ref,), recorder.log)
 
 
 @_handles(targets.DEVICE)

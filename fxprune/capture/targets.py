@@ -86,6 +86,8 @@ PARTS: dict[Any, Callable[..., Any]] = {
 }
 TRANSPOSE = _getter("T")
 SHAPE = _getter("shape")
+#: functions that answer with the number of dimensions
+RANKS = frozenset({Tensor.dim, Tensor.ndimension, _getter("ndim")})
 IS_PROPERTY: dict[Any, str] = {
     _getter("is_cuda"): "cuda",
     _getter("is_cpu"): "cpu",

@@ -1,0 +1,126 @@
+"""How often, at which sizes and in which mode a model is run to be captured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxprune
+
+Body = Callable[["Counted", Tensor], Tensor]
+Run = tuple[bool, bool]  # whether in train mode, whether at the example's sizes
+
+
+class Counted(nn.Module):
+    """Runs `body` after a convolution, and notes every run of a copy in `runs`."""
+
+    runs: list[Run] = []  # noqa: RUF012  (shared by the copies that capture makes)
+
+    def __init__(self, body: Body) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.drop = nn.Dropout(0.5)
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs.append((self.training, x.untyped_storage().size() == SIZE))
+        return self.body(self, self.conv(x))
+
+
+X = torch.randn(2, 3, 10, 12, dtype=torch.float64)
+SIZE = X.untyped_storage().size()
+
+
+def mean(model: Counted, x: Tensor) -> Tensor:
+    return model.drop(x).mean((2, 3))
+
+
+def asks(model: Counted, x: Tensor) -> Tensor:
+    return model.drop(x).sum((2, 3)) / (x.shape[2] * x.shape[3])
+
+
+def other_literal(model: Counted, x: Tensor) -> Tensor:
+    return x.mean((2, 3)) * (3.0 if model.training else 1.0) + F.relu(x).sum((2, 3))
+
+
+def asks_in_training(model: Counted, x: Tensor) -> Tensor:
+    return x.mean((2, 3)) * (x.shape[0] if model.training else 1.0)
+
+
+BASE, TRIAL, TRAIN, TRAIN_TRIAL = (False, True), (False, False), (True, True), (True, False)
+
+
+@pytest.mark.parametrize(
+    ("body", "runs"),
+    [
+        (mean, [BASE, TRAIN_TRIAL]),
+        (asks, [BASE, TRIAL, TRIAL, TRAIN]),
+        (other_literal, [BASE, TRAIN_TRIAL, TRIAL]),
+    ],
+    ids=["mean", "asks", "other_literal"],
+)
+def test_a_run_shows_all_that_it_can(body: Body, runs: list[Run]) -> None:
+    model = Counted(body).double().eval()
+    Counted.runs.clear()
+    traced = fxprune.trace(model, X)
+    assert Counted.runs == runs
+    assert traced.meta["fxprune"].dynamic == {"x": (0, 2, 3)}
+    other = torch.randn(3, 3, 9, 17, dtype=torch.float64)
+    for training in (False, True):
+        model.train(training)
+        traced.train(training)
+        torch.manual_seed(0)
+        expected = model(other)
+        torch.manual_seed(0)
+        torch.testing.assert_close(traced(other), expected)
+
+
+def test_a_size_that_only_train_mode_asks_for_is_noted() -> None:
+    model = Counted(asks_in_training).double().eval()
+    Counted.runs.clear()
+    traced = fxprune.trace(model, X)
+    assert Counted.runs == [BASE, TRAIN_TRIAL, TRIAL, TRAIN]
+    note = "the model: mul has 1.0 in eval mode and a size in train mode"
+    assert traced.meta["fxprune"].mode_notes == (note,)
+
+
+def strides(model: Counted, x: Tensor) -> Tensor:
+    return x.flatten(1) / x.stride(0)
+
+
+def counts(model: Counted, x: Tensor) -> Tensor:
+    return x.flatten(1) / x.numel()
+
+
+def lengths(model: Counted, x: Tensor) -> Tensor:
+    return x.flatten(1) / len(x)
+
+
+@pytest.mark.parametrize("body", [strides, counts, lengths])
+def test_numbers_that_sizes_make_follow_them(body: Body) -> None:
+    model = Counted(body).double().eval()
+    traced = fxprune.trace(model, X)
+    other = torch.randn(3, 3, 9, 17, dtype=torch.float64)
+    torch.testing.assert_close(traced(other), model(other))
+
+
+class Fixed(nn.Module):
+    """Asks for no size, and bears one only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3 * 5 * 6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.avg_pool2d(x, 2).flatten(1))  # type: ignore[no-any-return]
+
+
+def test_sizes_that_a_layer_fixes_stay_fixed_without_being_asked_for() -> None:
+    traced = fxprune.trace(Fixed().double().eval(), X)
+    info = traced.meta["fxprune"]
+    assert info.dynamic == {"x": (0,)}
+    assert {2, 3} <= set(info.specialised["x"])
