@@ -156,7 +156,11 @@ def _fit(numbers: tuple[Any, ...], known: Known) -> Expr | None:
     """`k * size + c`, or `k * size * size`, through all the numbers; k and c are integers.
 
     Sizes that change by multiples of a unit only (there is a guard then) may be divided by it.
+    Whole floats are such a number as a float: `float(size)` cannot remember its size.
     """
+    if all(isinstance(n, float) and n.is_integer() for n in numbers):
+        whole = _fit(tuple(int(n) for n in numbers), known)
+        return None if whole is None else Expr(float, (whole,))
     if not all(isinstance(n, int) for n in numbers) or len(numbers) < 3:
         return None
     for size, (sizes, unit) in known.items():

@@ -185,6 +185,15 @@ def test_products_of_sizes_are_found_where_their_computation_is_not(power: int) 
     assert agrees(gm, model, 3, 11)
 
 
+@pytest.mark.parametrize("number", [lambda n: n, lambda n: 3 * n - 2, lambda n: n * n])
+def test_whole_floats_follow_the_size_that_they_were_made_of(number: Any) -> None:
+    # `float(size)` is a float without a memory; rotary tables divide their positions by it.
+    model = Fn(lambda x: x / float(number(x.shape[1])))
+    gm = trace(model, torch.randn(2, 6))
+    assert info(gm).dynamic == {"x": (0, 1)}
+    assert agrees(gm, model, 3, 11)
+
+
 class Pair(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return x.masked_fill(mask, 0.0)
