@@ -21,11 +21,16 @@ from fxprune.walks import named_tensors
 Shapes = list[tuple[int, ...]]
 
 
-def shapes_on_meta(module: fx.GraphModule) -> Mapping[fx.Node, Shapes]:
-    """The shapes of every node's tensors when the graph runs on meta at the example sizes."""
+def shapes_on_meta(
+    module: fx.GraphModule, inputs: tuple[Any, ...] | None = None
+) -> Mapping[fx.Node, Shapes]:
+    """The shapes of every node's tensors when the graph runs on meta.
+
+    `inputs` are the placeholders' values; without it those of the example.
+    """
     runner = _ShapeRunner(module, module.graph)
     with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]), _on_meta():
-        runner.run(example_values(module, None))
+        runner.run(example_values(module, inputs))
     return runner.shapes
 
 

@@ -21,6 +21,7 @@ from fxprune.algebra import Algebra
 from fxprune.axes import Axis, is_frozen, leaves
 from fxprune.dynamic_sizes import name_of, unexplained, unexplained_bounds
 from fxprune.errors import AnalysisError, FxpruneError
+from fxprune.growing import growing
 from fxprune.lookups import join_tables
 from fxprune.meta import GraphRunner, call_on_meta, example_values, meta_shadow, unpacked, without
 from fxprune.meta_kernels import PlainDispatchMode
@@ -97,6 +98,8 @@ def propagate(traced: fx.GraphModule, inputs: tuple[Any, ...] | None = None) -> 
     values = example_values(traced, inputs)
     with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]), mode:
         runner.run(values)
+    for axis, reason in growing(traced, values, runner.layouts):
+        mode.algebra.freeze(axis, reason)
     join_tables(mode.records, mode.algebra)
     return Propagation(
         mode.algebra,

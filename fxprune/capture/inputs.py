@@ -70,10 +70,15 @@ class Inputs:
 
     def meta(self, sizes: Sizes) -> list[Any]:
         """The placeholders' values on meta, with other sizes where `sizes` gives them."""
-        return [
-            _map_tensors(value, name, (), lambda t, label, _: meta_input(t, label, sizes))
-            for name, value in zip(self.names, self.values(), strict=True)
-        ]
+        return on_meta(self.values(), self.names, sizes)
+
+
+def on_meta(values: Sequence[Any], names: Sequence[str], sizes: Sizes) -> list[Any]:
+    """Inputs of these names on meta, with other sizes where `sizes` gives them."""
+    return [
+        _map_tensors(value, name, (), lambda t, label, _: meta_input(t, label, sizes))
+        for name, value in zip(names, values, strict=True)
+    ]
 
 
 def _lookup(arguments: Mapping[str, Any], key: tuple[str, Any]) -> Any:

@@ -1,0 +1,183 @@
+"""Tokens of the model's own beside those of its inputs: how many follow them is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.axes import leaves
+from tests.masking import alive, random_plan, traced
+
+Read = Callable[[Tensor], Tensor]
+
+
+class Registers(nn.Module):
+    """Four tokens of the model's own before those of the input x: [batch, length, 8]."""
+
+    def __init__(self, read: Read) -> None:
+        super().__init__()
+        self.read = read
+        self.registers = nn.Parameter(torch.randn(1, 4, 8))
+        self.first, self.query, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.cat([self.registers.expand(len(x), -1, -1), self.first(x)], 1)
+        attention = torch.softmax(self.query(h) @ h.transpose(1, 2), -1)
+        return self.last(self.read(attention @ h))
+
+
+def _rest(h: Tensor) -> Tensor:
+    return h[:, 4:].mean(1)
+
+
+def _last(h: Tensor) -> Tensor:
+    return h[:, -1]
+
+
+def _split(h: Tensor) -> Tensor:
+    return h.split([4, h.shape[1] - 4], 1)[1].mean(1)
+
+
+def _viewed(h: Tensor) -> Tensor:
+    return h.reshape(h.shape[0], h.shape[1], 2, 4).mean(1).flatten(1)
+
+
+READS = {"rest": _rest, "last": _last, "split": _split, "viewed": _viewed}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS.keys())
+def test_tokens_beside_a_sequence_of_any_length_stay(read: Read) -> None:
+    # At other lengths the pruned graph dropped the end of the sequence, without a word, or failed.
+    inputs = torch.randn(3, 9, 8, dtype=torch.float64)
+    graph, analysis = traced(alive(Registers(read)), inputs[:2, :5])
+    assert graph.meta["fxprune"].dynamic == {"x": (0, 1)}
+    assert "registers:1" not in {group.name for group in analysis.groups}
+    plan = random_plan(analysis)
+    pruned = fxprune.rewrite(graph, plan)
+    for length in (5, 9, 3):
+        report = fxprune.verify(graph, plan, pruned, inputs[:, :length])
+        assert report.ok, str(report)
+
+
+def test_the_reason_is_given() -> None:
+    _, analysis = traced(alive(Registers(_rest)), torch.randn(2, 5, 8, dtype=torch.float64))
+    reason = "beside a part whose size follows the inputs"
+    assert reason in analysis.explain("registers")
+    assert reason in str(analysis.coverage())
+
+
+def test_tokens_beside_a_sequence_of_one_length_are_prunable() -> None:
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    graph = fxprune.trace(alive(Registers(_rest)), x, dynamic={"x": {0}})
+    analysis = fxprune.analyze(graph)
+    assert "registers:1" in {group.name for group in analysis.groups}
+
+
+class Skip(nn.Module):
+    """Channels beside those of an image of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(9, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(torch.cat([x, self.down(x)], 1))
+
+
+def test_channels_beside_those_of_an_image_are_prunable() -> None:
+    inputs = torch.randn(2, 3, 12, 12, dtype=torch.float64)
+    graph, analysis = traced(alive(Skip()), inputs[:1, :, :8])
+    assert graph.meta["fxprune"].dynamic == {"x": (0, 2, 3)}
+    assert [group.size for group in analysis.groups] == [6]
+
+
+class Limited(nn.Module):
+    """A table as long as the longest sequence: twice the example's length is too much for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Embedding(33, 8)
+        self.registers = nn.Parameter(torch.randn(1, 4, 8))
+        self.mix, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = self.positions.weight[: x.shape[1]]
+        h = torch.cat([self.registers.expand(len(x), -1, -1), x + table], 1)
+        return self.last(torch.softmax(self.mix(h), 1))[:, 4:]
+
+
+def test_a_length_that_may_only_shrink_varies_too() -> None:
+    inputs = torch.randn(2, 20, 8, dtype=torch.float64)
+    graph, analysis = traced(alive(Limited()), inputs)
+    assert graph.meta["fxprune"].dynamic == {"x": (0, 1)}
+    assert "registers:1" not in {group.name for group in analysis.groups}
+
+
+class Folded(nn.Module):
+    """Reads channels h: [batch, length, 8] folded into the time steps: [batch, length * 8]."""
+
+    def __init__(self, read: Read) -> None:
+        super().__init__()
+        self.read = read
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.read(self.first(x)))
+
+
+def _from_second(h: Tensor) -> Tensor:
+    return h.flatten(1)[:, 8:].reshape(h.shape[0], -1, 8)
+
+
+def _to_last(h: Tensor) -> Tensor:
+    return h.flatten(1)[:, :-8].reshape(h.shape[0], -1, 8)
+
+
+def _every_other(h: Tensor) -> Tensor:
+    return h.flatten(1)[:, ::2].reshape(h.shape[0], -1, 4).repeat(1, 1, 2)
+
+
+def _rolled(h: Tensor) -> Tensor:
+    return h.flatten(1).roll(8, 1).reshape(h.shape)
+
+
+def _first_of_chunks(h: Tensor) -> Tensor:
+    return h.flatten(1).chunk(h.shape[1], 1)[0]
+
+
+def _end_of_joined(h: Tensor) -> Tensor:
+    return torch.cat([h.flatten(1), h.mean(1)], 1)[:, -8:]
+
+
+def _joined_in_front(h: Tensor) -> Tensor:
+    return torch.cat([h.mean(1), h.flatten(1)], 1)[:, 8:].reshape(h.shape)
+
+
+FOLDED = (_from_second, _to_last, _every_other, _rolled, _first_of_chunks, _end_of_joined)
+
+
+@pytest.mark.parametrize("read", [*FOLDED, _joined_in_front], ids=lambda read: read.__name__)
+def test_channels_folded_into_time_that_are_read_by_position_stay(read: Read) -> None:
+    # Other lengths gave other time steps, without a word, or failed.
+    inputs = torch.randn(2, 4, 5, dtype=torch.float64)
+    graph, analysis = traced(alive(Folded(read)), inputs)
+    assert graph.meta["fxprune"].dynamic == {"x": (0, 1)}
+    reasons = {atom.reason for atom in leaves(analysis.propagation.layouts["first.weight"][0])}
+    assert None not in reasons
+    assert "read by position, and its size follows the inputs" in reasons
+
+
+def test_channels_folded_into_time_and_out_again_are_prunable() -> None:
+    def read(h: Tensor) -> Tensor:
+        return h.flatten(1).relu().reshape(h.shape[0], -1, 8)
+
+    inputs = torch.randn(3, 9, 5, dtype=torch.float64)
+    graph, analysis = traced(alive(Folded(read)), inputs[:2, :4])
+    assert [group.size for group in analysis.groups] == [8]
+    plan = random_plan(analysis)
+    pruned = fxprune.rewrite(graph, plan)
+    assert fxprune.verify(graph, plan, pruned, inputs).ok
