@@ -193,11 +193,11 @@ class _FillPass:
         return 0.0 if zero and added in (None, 0.0) else ANY
 
     def sum(self, record: Record, atom: Atom, position: int) -> float:
-        if atom not in self.free(record.effect.over) and position == 0:
-            if record.call.name in _DIVIDES_BY_NORM:
-                return math.nan  # zeros over a norm of zero
-            if record.call.name in _DISTANCES:
-                return ANY  # the distance of zero from something
+        name, outputs = record.call.name, record.effect.outputs
+        if name in _DIVIDES_BY_NORM and position == 0 and atom in self.free(outputs[1]):
+            return math.nan  # zeros over a norm of zero; an atom that has no norm is summed over
+        if name in _DISTANCES:
+            return ANY  # the distance of zero from something
         return self.window(record, atom, position)
 
     def statistic(self, record: Record, atom: Atom, position: int) -> float:

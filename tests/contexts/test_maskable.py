@@ -85,6 +85,28 @@ class BilinearResidual(nn.Module):
         return (x + self.product(x, other)).sum(-1, keepdim=True)
 
 
+class Residual(nn.Module):
+    """A layer beside the stream, whose inputs and outputs are the same channels."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(x)
+
+
+class ByDistances(nn.Module):
+    """Scales each output of a matrix by how far the inputs' rows are from its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight * torch.cdist(self.weight, self.weight).sum(0)
+
+
 class Written(nn.Module):
     """Some tokens are ones in every channel."""
 
@@ -175,6 +197,10 @@ FLAGGED: dict[str, Callable[[], nn.Module]] = {
     "ones written to it before a sum": lambda: Sandwich(Written(), 1),
     "an exponent that may be negative": lambda: Sandwich(ToThePower()),
     "zero over zero": lambda: Images(FreeOfScale()),
+    "weight norm of a square matrix": lambda: Sandwich(
+        Residual(nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)))
+    ),
+    "distances between the rows of a square matrix": lambda: Sandwich(Residual(ByDistances())),
     "a logarithm": lambda: Sandwich(lambda x: x.abs().log()),
     "a reciprocal": lambda: Sandwich(lambda x: x.reciprocal()),
 }

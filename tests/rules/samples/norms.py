@@ -124,6 +124,12 @@ NORMS: tuple[Sample, ...] = (
         real(4, 3, 5),
         real(4, 1, 1),
     ),
+    sample(  # the second result, the norms, is zero where the first is not a number
+        "_weight_norm_interface",
+        lambda v, g: torch._weight_norm_interface(v, g, 0)[1],
+        real(4, 3, 5),
+        real(4, 1, 1),
+    ),
 )
 
 POOLS: tuple[Sample, ...] = (
