@@ -131,16 +131,12 @@ class _Grouping:
         """
         allowed = contexts(self.propagation)
         for draft in self.drafts:
-            atom = draft.atoms[0]
-            if len(draft.atoms) == 1 and atom.reason is None:
-                candidates = [
-                    c
-                    for c in sorted(allowed.get(atom, ()), key=lambda a: (-a.size, a.key))
-                    if c in self.usage
-                    and not self.draft_of[c].context
-                    and not (c in self.looked_up and atom in self.flags)
-                ]
-                draft.context = candidates[0] if candidates else None
+            atom = draft.atoms[0]  # of several, which are single units, none has a context
+            for candidate in sorted(allowed.get(atom, ()), key=lambda a: (-a.size, a.key)):
+                by_data = candidate in self.looked_up
+                if not self.draft_of[candidate].context and not (by_data and atom in self.flags):
+                    draft.context = candidate
+                    break
 
     # -- the groups --------------------------------------------------------------------------------
 

@@ -363,3 +363,35 @@ def test_whole_heads_and_head_dimensions_nest() -> None:
     assert pruned.v.out_features == INNER
     inputs = torch.randn(3, 5, WIDTH).double()
     assert masked_error(model, plan, pruned, inputs) <= TOLERANCE
+
+
+class Grid(nn.Module):
+    """Rows and columns of features; with a gain per column, which every row shares."""
+
+    def __init__(self, rows: int, columns: int, shared: bool) -> None:
+        super().__init__()
+        self.shape = rows, columns, INNER
+        self.features = nn.Linear(5, rows * columns * INNER)
+        self.gain = nn.Parameter(torch.zeros(columns if shared else 1, 1))
+        self.head = nn.Linear(rows * columns * INNER, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = self.features(x).unflatten(-1, self.shape) * self.gain
+        return self.head(grid.flatten(-3))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("rows", "columns"), [(2, 3), (3, 2), (2, 5), (5, 2)])
+def test_of_several_contexts_the_largest_that_has_none(
+    rows: int, columns: int, shared: bool
+) -> None:
+    model = alive(Grid(rows, columns, shared))
+    graph, analysis = traced(model, torch.randn(2, 5).double())
+    assert {group.size: group.contexts for group in analysis.groups} == {
+        rows: 1,
+        columns: 1 if shared else rows,  # each row has columns of its own
+        INNER: max(rows, columns) if shared else rows,
+    }
+    plan = random_plan(analysis)
+    error = masked_error(model, plan, rewrite(graph, plan), torch.randn(3, 5).double())
+    assert error <= TOLERANCE
