@@ -7,14 +7,13 @@ maxima and shapes with -1 make of nothing is not defined.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 
-from torch.utils._pytree import tree_leaves
-
 from fxprune.axes import Atom, Axis, Concat, Product, factors_of, find, leaves, segments_of
-from fxprune.propagate import Propagation, TensorAxes
+from fxprune.propagate import Propagation
 
 
 def last_units(propagation: Propagation, families: Sequence[Collection[Atom]]) -> frozenset[Atom]:
@@ -26,13 +25,10 @@ def last_units(propagation: Propagation, families: Sequence[Collection[Atom]]) -
 
 
 def _axes(propagation: Propagation) -> Iterable[Axis]:
-    """All axes of all tensors, each once, in the order in which they occur."""
-    layouts = list(propagation.layouts.values())
-    for record in propagation.records:
-        layouts += [*(layout for _, layout in record.inputs), *record.effect.outputs]
-    for value in propagation.nodes.values():
-        layouts += [leaf.axes for leaf in tree_leaves(value) if isinstance(leaf, TensorAxes)]
-    return {id(find(axis)): find(axis) for layout in layouts for axis in layout}.values()
+    """All axes of all tensors but the inputs, each once, in the order in which they occur."""
+    made = (layout for record in propagation.records for layout in record.effect.outputs)
+    layouts = itertools.chain(propagation.layouts.values(), made)
+    return dict.fromkeys(find(axis) for layout in layouts for axis in layout)
 
 
 class _Pins:
@@ -49,7 +45,7 @@ class _Pins:
 
     def found(self, axes: Iterable[Axis]) -> frozenset[Atom]:
         """What must stay for these axes; small ones first, which leave no choice."""
-        parts = [(axis, frozenset(leaves(axis))) for axis in axes]
+        parts = [(axis, frozenset(leaves(axis))) for axis in axes if axis.size]
         for axis, atoms in sorted(parts, key=lambda part: len(part[1])):
             if not self.free.isdisjoint(atoms):
                 self.free -= self._needed(axis)
@@ -57,14 +53,13 @@ class _Pins:
 
     def _needed(self, axis: Axis) -> Set[Atom]:
         """Of the units that may go, those that must stay for the axis to keep an index."""
-        axis = find(axis)
         if isinstance(axis, Product):  # it is empty where a factor is
             return frozenset[Atom]().union(*map(self._needed, factors_of(axis)))
         if isinstance(axis, Concat):  # where all segments are
             parts = [self._needed(segment) for segment in segments_of(axis)]
             if self._has_one_of_each({frozenset(part) for part in parts}):
                 return frozenset()
-            return min(parts, key=len, default=frozenset())
+            return min(parts, key=len)
         return self.free & set(leaves(axis))
 
     def _has_one_of_each(self, parts: Set[frozenset[Atom]]) -> bool:

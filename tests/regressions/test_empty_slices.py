@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.algebra import Algebra
+from fxprune.axes import Atom, Axis
+from fxprune.last_units import last_units
 from fxprune.plans import PruningPlan
+
+LIBRARY = torch.library.Library("fxprune_slices", "FRAGMENT")
+LIBRARY.define("spread(Tensor x) -> Tensor")
+
+
+def spread(x: Tensor) -> Tensor:
+    part = x[:, 2::5]
+    return part.amax(1, keepdim=True) - part.amin(1, keepdim=True)
+
+
+LIBRARY.impl("spread", spread, "CompositeImplicitAutograd")
 
 
 class Slices(nn.Module):
@@ -69,3 +84,46 @@ def test_units_that_are_left_may_go() -> None:
         graph = fxprune.trace(Slices(taken).eval(), torch.randn(2, 3, 5, 5))
         sizes[len(taken)] = sorted(group.size for group in fxprune.analyze(graph).groups)
     assert sizes == {2: [2], 8: [2, 4]}
+
+
+class Spread(Slices):
+    """An op of several steps takes the slice."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.features(x).tanh()
+        return self.head(self.paired(y)), torch.ops.fxprune_slices.spread(y)
+
+
+def test_a_slice_inside_an_op_keeps_a_unit() -> None:
+    graph = fxprune.trace(Spread([2, 7]).eval(), torch.randn(2, 3, 5, 5))
+    analysis = fxprune.analyze(graph, strict=True)
+    for group in analysis.groups:
+        for unit in range(group.size):
+            kept = PruningPlan.build(analysis, {group.name: [unit]}).masks()["features.bias"]
+            assert kept[2] or kept[7]
+
+
+def pinned(*axes: Axis, families: list[list[Atom]]) -> frozenset[Atom]:
+    """The last units of a program whose parameters have these dimensions."""
+    layouts = {str(number): (axis,) for number, axis in enumerate(axes)}
+    return last_units(SimpleNamespace(layouts=layouts, records=[]), families)
+
+
+def test_few_units_are_pinned() -> None:
+    algebra = Algebra()
+    a, b = families = [[algebra.atom(1) for _ in range(2)] for _ in range(2)]
+    pair = algebra.concat([b[0], a[0]])
+    assert pinned(pair, families=families) == {b[0]}
+    assert pinned(pair, a[0], families=families) == {a[0]}  # which serves the pair, too
+    both = algebra.concat([algebra.product([a[0], b[0]]), b[1]])
+    assert pinned(both, families=families) == {b[1]}
+    assert not pinned(algebra.concat([*a, b[0]]), families=families)  # of a, one stays anyway
+    corners = algebra.concat([algebra.product([x, y]) for x in a for y in b])
+    assert not pinned(corners, families=families)
+
+
+def test_a_dimension_without_indices_pins_none() -> None:
+    algebra = Algebra()
+    unit, other = algebra.atom(1), algebra.atom(1)
+    empty, _ = algebra.segment(algebra.atom(3), [0, 3])
+    assert not pinned(algebra.product([unit, empty]), families=[[unit, other]])
