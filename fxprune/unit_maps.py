@@ -89,6 +89,6 @@ def _with_further(maps: Sequence[Tensor], units: Tensor) -> list[Tensor]:
         free = known < 0
         result.append(torch.where(free, units, known))
         units = torch.where(free, -1, units)
-    if not result or bool((units >= 0).any()):
+    if bool((units >= 0).any()):
         result.append(units)
     return result

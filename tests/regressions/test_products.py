@@ -57,3 +57,27 @@ def test_squares_of_a_group(build: Callable[[], nn.Module], shape: tuple[int, ..
     inputs = {"x": torch.randn(3, *shape, dtype=torch.float64)}
     expected = checks.run(masked, inputs)
     assert checks.relative_error(checks.run(pruned, inputs), expected) <= checks.TOLERANCE
+
+
+class PartlySquare(nn.Module):
+    """The outer product of some features with themselves and with others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.others = nn.Linear(5, 6), nn.Linear(5, 3)
+        self.head = nn.Linear(54, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.features(x)
+        return self.head(
+            torch.einsum("bi,bj->bij", torch.cat([y, self.others(x)], 1), y).flatten(1)
+        )
+
+
+def test_an_index_that_has_one_unit_less_than_others_depends_on_no_further_one() -> None:
+    traced = fxprune.trace(PartlySquare(), torch.randn(2, 5))
+    analysis = fxprune.analyze(traced, strict=True)
+    plan = fxprune.PruningPlan.build(analysis, {"features.weight:0": [1, 3, 4, 5]})
+    pruned = fxprune.rewrite(traced, plan)
+    assert pruned.head.in_features == (4 + 3) * 4
+    assert fxprune.verify(traced, plan, pruned, torch.randn(3, 5)).ok
