@@ -106,5 +106,4 @@ def values_of(data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None) -> 
 
 
 def _digest(tensor: Tensor) -> str:
-    data = tensor.reshape(-1).view(torch.uint8) if tensor.numel() else tensor.new_zeros(0)
-    return hashlib.sha256(data.numpy().tobytes()).hexdigest()
+    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune import PruningPlan
 from fxprune.groups import Group
-from fxprune.slicing import members_by_parameter, slice_parameter
-from tests.plans.fakes import FakeAnalysis, producer
+from fxprune.slicing import Slicer, members_by_parameter, slice_parameter
+from tests.plans.fakes import FakeAnalysis, analysis_of, chain, producer
 
 
 class _Made(TorchDispatchMode):
@@ -38,3 +38,10 @@ def test_a_large_tensor_is_sliced_without_a_second_copy_of_the_result() -> None:
     assert torch.equal(result, weight[::2])
     assert result.is_contiguous(memory_format=torch.channels_last)
     assert sum(size >= result.numel() for size in made.sizes) == 1
+
+
+def test_where_the_entries_that_stay_are() -> None:
+    analysis = analysis_of(chain("a", 4))
+    slicer = Slicer(PruningPlan.build(analysis, {"a:0": [1, 3]}))
+    assert slicer.kept_entries("a.in").tolist() == [[3, 4, 5], [9, 10, 11]]
+    assert slicer.kept_entries("a.out").tolist() == [[1, 3], [5, 7]]
