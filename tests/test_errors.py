@@ -22,6 +22,7 @@ from fxprune import (
     PlanError,
     TraceError,
 )
+from fxprune.rules.elementwise import pointwise
 
 
 class Net(nn.Module):
@@ -293,6 +294,21 @@ def test_an_op_without_a_rule() -> None:
     assert result.module.first.out_features == 8
     assert result.module.second.out_features == 3
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["halved", "aten::relu", "aten::no_such", "prims::no_such"])
+def test_a_rule_of_ones_own_for_an_operator_that_is_not(model: nn.Module, name: str) -> None:
+    traced = fxprune.trace(model, IMAGES)
+    with pytest.raises(AnalysisError, match=f"rules= names '{name}'; it takes operators that"):
+        fxprune.analyze(traced, rules={name: pointwise})
+
+
+def test_a_rule_of_ones_own() -> None:
+    traced = fxprune.trace(Custom().eval(), torch.randn(2, 5))
+    analysis = fxprune.analyze(traced, strict=True, rules={"fxprune_tests::halved": pointwise})
+    assert [group.size for group in analysis.groups] == [8, 6]
+    with pytest.raises(AnalysisError, match="names 'torchvision::roi_align'"):  # it has a rule
+        fxprune.analyze(traced, rules={"torchvision::roi_align": pointwise})
 
 
 def test_every_error_is_one_family() -> None:

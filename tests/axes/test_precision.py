@@ -124,6 +124,18 @@ def test_aligned_factors_are_split() -> None:
     program.check()
 
 
+def test_factors_are_split_where_the_shorter_side_ends() -> None:
+    """4*2 against 2*4 and 2*2*4: the longer factor is the one that is split, on either side."""
+    for other in ([2, 4], [2, 2, 2], [2, 2, 1, 2]):
+        for turned in (False, True):
+            program = Program()
+            left = program.product([program.atom(4), program.atom(2)])
+            right = program.product([program.atom(size) for size in other])
+            program.unify(*((right, left) if turned else (left, right)))
+            assert [f.size for f in factors_of(left) if f.size > 1] == [2, 2, 2]
+            program.check()
+
+
 def test_two_views_without_common_refinement_explode() -> None:
     """2*6 against 3*4: only even and odd are left of the choice, which both grids end in."""
     program = Program()

@@ -102,6 +102,32 @@ def test_experts_choose_where_nothing_relates_their_units(kind: type, contexts: 
     assert not checks.verify_all(traced, plan, pruned, inputs).ok
 
 
+class BesideANorm(Experts):
+    """What the experts read is normalised, so that zeros do not mask it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(4, 4), nn.LayerNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.norm(self.embed(x)))
+
+
+def test_masked_interpretation_where_data_says_which_units_stay() -> None:
+    torch.manual_seed(0)
+    graph = fxprune.trace(BesideANorm().double(), torch.randn(7, 4, dtype=torch.float64))
+    analysis = fxprune.analyze(graph, strict=True)
+    assert {g.size: (g.contexts, g.maskable) for g in analysis.groups} == {
+        4: (1, False),
+        HIDDEN: (EXPERTS, True),
+    }
+    plan = checks.random_plan(analysis, lambda group: True)
+    inputs = torch.randn(50, 4, dtype=torch.float64)
+    report = fxprune.verify(graph, plan, fxprune.rewrite(graph, plan), inputs)
+    assert report.ok, report
+    assert report.law == "masked interpretation"
+
+
 def test_choices_differ_between_experts() -> None:
     analysis = fxprune.analyze(fxprune.trace(Experts(), torch.randn(7, 4)))
     plan = checks.random_plan(analysis, lambda group: group.size == HIDDEN)

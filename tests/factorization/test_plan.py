@@ -88,6 +88,15 @@ def test_bases_that_are_none_are_refused() -> None:
             FactorizationPlan.build(analysis, {name: Bases(eye, None)})
 
 
+def test_bases_are_checked_where_they_are() -> None:
+    """Whatever device torch makes new tensors on."""
+    basis = torch.eye(4, dtype=torch.float64)[:, :3]
+    with torch.device("meta"):
+        assert Bases(basis, None).ranks == (3, None)
+        with pytest.raises(fxprune.PlanError, match="must be orthonormal"):
+            Bases(None, 2 * basis)
+
+
 def test_the_plan_and_the_report_are_readable() -> None:
     made = result()
     assert "layers become factors" in str(made.plan)

@@ -72,6 +72,29 @@ def test_overlapping_chunks_lose_heads_and_head_dimensions(length: int) -> None:
         assert report.ok, str(report)
 
 
+class BeyondASlice(nn.Module):
+    """The strides of the first rows of a weight reach all of its rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(8, 6))
+        self.head, self.last = nn.Linear(5, 6), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, first = self.head(x), self.weight[:4]
+        return (
+            self.last(F.linear(h, self.weight))
+            + F.linear(h, first.as_strided((8, 6), (6, 1)))[:, :1]
+        )
+
+
+def test_strides_that_leave_a_slice_freeze_what_it_is_a_slice_of() -> None:
+    graph, analysis = traced(alive(BeyondASlice()), torch.randn(2, 5, dtype=torch.float64))
+    assert not analysis.groups, graph.code
+    (reason,) = {group.reason for group in analysis.frozen if group.name == "weight:0"}
+    assert reason == "read by strides (aten::as_strided)"
+
+
 class AsLongAsTheInput(nn.Module):
     """Reads as many channels as there are positions, which at the traced length is all of them."""
 
