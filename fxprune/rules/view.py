@@ -287,14 +287,14 @@ def _taken_over(x: Tensor, size: Sequence[int], stride: Sequence[int]) -> dict[i
     """
     digits = {worth: d for d, worth in enumerate(x.stride()) if x.shape[d] > 1}
     places = list(itertools.accumulate((x.shape[digits[w]] for w in sorted(digits)), operator.mul))
-    reach = [(n - 1) * step for n, step in zip(size, stride, strict=True)]
+    reach = [max(n - 1, 0) * step for n, step in zip(size, stride, strict=True)]
     dense = [1, *places] == [*sorted(digits), x.numel()]
-    if not dense or min(reach, default=0) < 0 or sum(reach) >= x.numel():
+    if not dense or sum(reach) >= x.numel():
         return {}
     kept = {
         digits[step]: position
         for position, step in enumerate(stride)
-        if reach[position] and step in digits and size[position] == x.shape[digits[step]]
+        if step in digits and size[position] == x.shape[digits[step]]
     }
     for _ in range(len(kept)):  # each round drops one or finds nothing more
         rest = [p for p in range(len(size)) if p not in kept.values()]

@@ -1,6 +1,6 @@
 """``python -m tests.mutants``: how many mutants of the package does the test suite kill?
 
-The tests run first, once, to note which of them enters which function (eight minutes).
+The tests run first, once, to note which of them enters which function (a quarter of an hour).
 
 --keep          run only the tests that the last run did not know, and trust its notes on the others
 --per-operator  how many mutants of each operator
@@ -58,7 +58,7 @@ def main() -> int:
     session(options.suite, range_)
     if not options.only and not options.folders:
         command = " ".join(["python -m tests.mutants", *sys.argv[1:]])
-        report.write(outcomes, len(every), command)
+        report.write(outcomes, len(every), command, options.suite)
     return _verdict(outcomes)
 
 

@@ -21,10 +21,11 @@ from tests.mutants.population import PACKAGE, files_in, functions_of
 ROOT = PACKAGE.parent
 FOLDER = ROOT / ".mutants"
 """Where this tool keeps what it finds out about the tests, and the logs of mutants."""
+# The tests of what is mutated, and of what rests on it; those of criteria take long and see little.
 SUITE: tuple[str, ...] = (
     *(f"tests/{name}" for name in "axes rules contexts regressions plans rewriter".split()),
     *(f"tests/{name}" for name in "capture equivalence handmade zoo fuzz crosscheck".split()),
-    *(f"tests/{name}" for name in "criteria statistics allocation costs checkpoint".split()),
+    *(f"tests/{name}" for name in "statistics allocation costs checkpoint hostile".split()),
     *(f"tests/{name}" for name in "factorization compensation".split()),
     *(f"tests/test_{n}.py" for n in "coverage errors explain grouping meta_kernels".split()),
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from tabulate import tabulate
 
-from tests.mutants.reach import ROOT, SUITE
+from tests.mutants.reach import ROOT
 from tests.mutants.runner import Outcome
 from tests.mutants.survivors import EQUIVALENT
 
@@ -31,13 +31,13 @@ def line(outcome: Outcome) -> str:
     return f"{state(outcome)} {outcome.seconds:.0f} s {outcome.tests} tests {place}: {by}"
 
 
-def write(outcomes: Sequence[Outcome], population: int, command: str) -> None:
+def write(outcomes: Sequence[Outcome], population: int, command: str, suite: Sequence[str]) -> None:
     """Write the page."""
     parts = [
         "# Mutants",
         f"Made by `{command}`. Each mutant is one small change of the algebra, a rule, the "
         "analysis, the plans or the rewriter, drawn by a digest of its name; it is killed if one "
-        f"of these tests fails: {', '.join(f'`{path}`' for path in SUITE)}.",
+        f"of these tests fails: {', '.join(f'`{path}`' for path in suite)}.",
         _summary(outcomes, population),
         "## Alive",
         *(

@@ -5,4 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-EQUIVALENT: Mapping[str, str] = MappingProxyType({})
+EQUIVALENT: Mapping[str, str] = MappingProxyType(
+    {
+        "algebra.py:Algebra._match_factors:compare:2": "Where both are of one size, they were "
+        "paired a few lines before, and the loop went on.",
+        "rules/view.py:_taken_over:compare:3": "Where a dimension of size n and stride s is kept, "
+        "the one of least stride, all else is steps of multiples of s * n, and steps that sum up "
+        "to less than s: the sum of all steps is no multiple of s * n, and x.numel() is one. Where "
+        "none is kept, the answer is the same.",
+    }
+)

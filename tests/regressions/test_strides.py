@@ -88,6 +88,47 @@ class BeyondASlice(nn.Module):
         )
 
 
+class ByStrides(nn.Module):
+    """Reads a part of a weight [2, 4, 6], or all of it, by strides."""
+
+    def __init__(
+        self, part: Callable[[Tensor], Tensor], size: list[int], stride: list[int]
+    ) -> None:
+        super().__init__()
+        self.part, self.size, self.stride = part, size, stride
+        self.weight = nn.Parameter(torch.zeros(2, 4, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.part(self.weight).as_strided(self.size, self.stride)
+        return rows.sum() * x
+
+
+@pytest.mark.parametrize(
+    ("part", "size", "stride", "sizes"),
+    [
+        (lambda w: w, [4, 6], [6, 1], [4, 6]),
+        (lambda w: w, [4, 7], [6, 1], []),
+        (lambda w: w, [4, 5], [6, 1], [4]),
+        (lambda w: w[:1], [4, 6], [6, 1], [4, 6]),
+        (lambda w: w[..., :3], [4, 3], [6, 1], []),
+        (lambda w: w[:, :3], [3, 6], [6, 1], []),
+        (lambda w: w, [4, 1, 6], [6, 36, 1], [4, 6]),
+        (lambda w: w, [0, 6], [6, 1], [6]),
+        (lambda w: w, [], [], []),
+    ],
+    ids=["rows", "overlap", "shorter", "dense", "columns", "gaps", "one", "none", "scalar"],
+)
+def test_dimensions_that_strides_follow(
+    part: Callable[[Tensor], Tensor], size: list[int], stride: list[int], sizes: list[int]
+) -> None:
+    inputs = torch.ones(1, dtype=torch.float64)
+    graph, analysis = traced(alive(ByStrides(part, size, stride)), inputs)
+    assert sorted(group.size for group in analysis.groups) == sizes
+    if sizes:
+        plan = random_plan(analysis)
+        assert fxprune.verify(graph, plan, fxprune.rewrite(graph, plan), inputs).ok
+
+
 def test_strides_that_leave_a_slice_freeze_what_it_is_a_slice_of() -> None:
     graph, analysis = traced(alive(BeyondASlice()), torch.randn(2, 5, dtype=torch.float64))
     assert not analysis.groups, graph.code
