@@ -8,7 +8,7 @@ say.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from fxprune.analysis import Analysis, analysis_of
 from fxprune.assembly import assemble
 from fxprune.collection import paused_collection
+from fxprune.contexts import moved
 from fxprune.errors import RewriteError
 from fxprune.meta import plain_attributes, shapes_on_meta
 from fxprune.plans import PruningPlan
@@ -30,6 +31,11 @@ from fxprune.rewriter.site import Site
 from fxprune.rules.base import Layout
 from fxprune.selection import Selection
 from fxprune.slicing import Slicer
+
+_BY_POSITION = frozenset(
+    "aten::slice aten::select aten::roll aten::index aten::index_select".split()
+)
+"""Ops that are told positions, which their results' shapes do not show."""
 
 
 @paused_collection()
@@ -96,8 +102,23 @@ class _Rewriter:
             module = self.root.get_submodule(str(node.target))
             module_fix = FIXES.get(type(module))
             fix = None if module_fix is None else lambda site: module_fix(module, site)
-        if fix is not None and self._touched(node):
-            fix(Site(node, new, self.selection, self._add_constant, self.records.get(node, ())))
+        if not self._touched(node):
+            return
+        records = self.records.get(node, ())
+        if fix is None:
+            self._refuse_positions(node, records)
+        else:
+            fix(Site(node, new, self.selection, self._add_constant, records))
+
+    def _refuse_positions(self, node: fx.Node, records: Sequence[Record]) -> None:
+        """Nothing renumbers the positions that an op without a row picks inside."""
+        for record in records:
+            if record.call.name in _BY_POSITION and any(map(self.selection.changed, moved(record))):
+                raise RewriteError(
+                    f"node {node.name!r} ({node.op} {node.target}) picks positions of a dimension "
+                    f"that loses some, by {record.call.name}, and has no rewrite row. Leave the "
+                    "groups around it out of the plan (groups=), and report the op."
+                )
 
     def _replaced(self) -> set[str]:
         """Modules that were called, and whose calls have all become something else."""

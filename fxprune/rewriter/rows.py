@@ -44,8 +44,21 @@ def repeat_interleave(site: Site) -> None:
 
 def split(site: Site) -> None:
     """`split`, `chunk`, `tensor_split`: into the new widths of the parts, as a `split`."""
+    _split(site, int(site.argument(2, "dim", 0)))
+
+
+def split_along(dim: int) -> Row:
+    """`hsplit` (of one dimension, along that), `vsplit`, `dsplit`: as a `split`."""
+
+    def row(site: Site) -> None:
+        _split(site, min(dim, len(site.axes(site.old.args[0])) - 1))
+
+    return row
+
+
+def _split(site: Site, dim: int) -> None:
     axes = site.axes(site.old.args[0])
-    dim = int(site.argument(2, "dim", 0)) % len(axes)
+    dim %= len(axes)
     if not site.changed(axes[dim]):
         return
     widths = [site.width(out[dim]) for out in site.outs]
@@ -274,6 +287,9 @@ ROWS: Mapping[str, Row] = MappingProxyType(
             "unsafe_chunk".split(),
             split,
         ),
+        "hsplit": split_along(1),
+        "vsplit": split_along(0),
+        "dsplit": split_along(2),
         "narrow": narrow,
         "squeeze": squeeze,
         "select": select,

@@ -182,6 +182,12 @@ CASES: dict[str, Sequence[Case]] = {
         Case(lambda m, x: rejoined(x.tensor_split(5, 2))),
         Case(lambda m, x: rejoined(torch.tensor_split(x, (2, 7), dim=-1))),
     ],
+    "hsplit": [
+        Case(lambda m, x: rejoined(x.sum(1).hsplit((2, 7)))),
+        Case(lambda m, x: x * torch.cat(torch.hsplit(m.p, 3)[::-1])),
+    ],
+    "vsplit": [Case(lambda m, x: rejoined([p.mT for p in x.mean(1).mT.vsplit(3)]))],
+    "dsplit": [Case(lambda m, x: rejoined(torch.dsplit(x, (2, 7))))],
     "unsafe_split": [Case(lambda m, x: rejoined(torch.unsafe_split(x, 5, 2)))],
     "unsafe_split_with_sizes": [
         Case(lambda m, x: rejoined(torch.unsafe_split_with_sizes(x, [5, 7], 2)))
