@@ -73,7 +73,7 @@ class GlobalResponse(nn.Module):
 
 
 class BilinearResidual(nn.Module):
-    """A product with something that has no channels, added to the stream, summed over channels."""
+    """A product with something that has no channels, added to the stream, summed over them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,7 +170,6 @@ MASKABLE: dict[str, Callable[[], nn.Module]] = {
         lambda x: F.group_norm(x.mT, WIDTH).sum(1, keepdim=True).mT, 1
     ),
     "weight norm": lambda: Sandwich(nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, 4)), 4),
-    "a bilinear residual before a sum": lambda: Sandwich(BilinearResidual(), 1),
     "a bias that masking zeroes": lambda: Images(nn.Identity(), bias=True),
 }
 
@@ -246,6 +245,31 @@ def test_flagged_groups_differ_and_equal_the_masked_interpretation(name: str) ->
     assert report.law == "masked interpretation"
     if name not in NEVER_DIFFERS:
         assert masked_error(model, plan, pruned, inputs) > 1e-6
+
+
+def test_an_operand_without_the_channels_does_not_count() -> None:
+    model = alive(Sandwich(BilinearResidual(), 1))
+    graph, analysis = traced(model, data(model, 2))
+    (group,) = filter(of_first, analysis.groups)
+    assert group.maskable
+    plan = random_plan(analysis, 0, of_first)
+    assert masked_error(model, plan, rewrite(graph, plan), data(model, 3)) <= TOLERANCE
+
+
+def test_where_a_maximum_is_does_not_follow_from_what_it_is() -> None:
+    """Of equal values, it may be any."""
+
+    def middle(x: Tensor) -> Tensor:
+        return (x.cos().max(1, keepdim=True).indices.to(x) - 1).sum(-1, keepdim=True)
+
+    model = alive(Sandwich(middle, 1))
+    graph, analysis = traced(model, data(model, 2))
+    (group,) = filter(of_first, analysis.groups)
+    assert not group.maskable
+    plan = random_plan(analysis, 0, of_first)
+    pruned = rewrite(graph, plan)
+    assert masked_error(model, plan, pruned, data(model, 3)) > 1e-6
+    assert verify(graph, plan, pruned, data(model, 3)).ok
 
 
 def test_whole_norm_groups_are_maskable_and_channels_inside_them_are_not() -> None:
