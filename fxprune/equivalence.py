@@ -214,6 +214,10 @@ class _Reference:
         """What the pruned graph has of a node's tensors."""
         return tensors_in(value)
 
+    def comparable(self, node: fx.Node) -> bool:
+        """False where only data says what the pruned graph has of a node's tensors."""
+        return True
+
 
 class _Dense(_Reference):
     """The original with the product of its factors for the weight of each layer in factors."""
@@ -307,13 +311,22 @@ class _Masked(_Reference):
 
     def compact(self, node: fx.Node, value: Any) -> list[Tensor]:
         """What the plan leaves of a node's tensors."""
+        pairs = zip(tensors_in(value), self._layouts(node), strict=True)
+        return [self._compact(tensor, layout) for tensor, layout in pairs]
+
+    def _layouts(self, node: fx.Node) -> list[Layout]:
         stated = self.selection.analysis.propagation.nodes[node]
-        axes = [v.axes for v in tree_leaves(stated) if isinstance(v, TensorAxes)]
-        return [self._compact(t, a) for t, a in zip(tensors_in(value), axes, strict=True)]
+        return [v.axes for v in tree_leaves(stated) if isinstance(v, TensorAxes)]
 
     def _compact(self, tensor: Tensor, layout: Layout) -> Tensor:
         positions = self.selection.positions(layout)
         return tensor if positions is None else tensor.reshape(-1)[positions.to(tensor.device)]
+
+    def comparable(self, node: fx.Node) -> bool:
+        found = (
+            (self.selection.positions(a), self.selection.shape(a)) for a in self._layouts(node)
+        )
+        return all(positions is None or positions.shape == shape for positions, shape in found)
 
 
 def _executed(module: fx.GraphModule, values: tuple[Any, ...]) -> NodeValues:
@@ -363,6 +376,8 @@ def _first_difference(
     """The first node that differs, or, where the output is undefined, that is the cause of it."""
     for node, value in reference.node_values():
         if node.name not in pruned or node.op in ("placeholder", "get_attr"):
+            continue
+        if not reference.comparable(node):
             continue
         expected, actual = reference.compact(node, value), tensors_in(pruned[node.name])
         shapes = [tuple(t.shape) for t in actual], [tuple(t.shape) for t in expected]

@@ -128,6 +128,29 @@ def test_masked_interpretation_where_data_says_which_units_stay() -> None:
     assert report.law == "masked interpretation"
 
 
+class Doubled(Experts):
+    """The second table is computed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        expert = self.chosen(x)
+        hidden = self.hidden(x, expert)[..., None]
+        return torch.bmm((2 * self.down)[expert], hidden).squeeze(-1)
+
+
+@pytest.mark.parametrize(("kind", "node"), [(Experts, "bmm_1"), (Doubled, "mul_1")])
+def test_a_fault_is_found_where_one_can_tell_which_units_stay(kind: type, node: str) -> None:
+    # Of each token's rows nothing says which have stayed: they were said to be of a wrong shape.
+    torch.manual_seed(0)
+    inputs = torch.randn(7, 4, dtype=torch.float64)
+    graph = fxprune.trace(kind().double(), inputs)
+    plan = checks.random_plan(fxprune.analyze(graph, strict=True), lambda group: True)
+    pruned = fxprune.rewrite(graph, plan)
+    with torch.no_grad():
+        pruned.get_parameter("down").mul_(3)
+    report = fxprune.verify(graph, plan, pruned, inputs)
+    assert f"first at node '{node}': relative error" in str(report)
+
+
 def test_choices_differ_between_experts() -> None:
     analysis = fxprune.analyze(fxprune.trace(Experts(), torch.randn(7, 4)))
     plan = checks.random_plan(analysis, lambda group: group.size == HIDDEN)
