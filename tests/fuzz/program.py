@@ -7,10 +7,11 @@ runs each line at once, so that the next one knows the shapes of all values.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,6 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 """
+
+Sizes = Mapping[tuple[str, int], int]
+"""Input and dimension → size."""
 
 Choose = Callable[[int], int]
 """Draws an integer below a bound; shrinks to 0."""
@@ -87,14 +91,17 @@ class Program:
             module = namespace["Program"]()
         return enliven(module.eval(), seed)
 
-    def example(self, batch: int = BATCH, seed: int = 0) -> tuple[Tensor, ...]:
-        """Random inputs of a batch size."""
+    def example(
+        self, batch: int = BATCH, seed: int = 0, sizes: Sizes = MappingProxyType({})
+    ) -> tuple[Tensor, ...]:
+        """Random inputs of a batch size; `sizes` says which of their dimensions have others."""
         generator = torch.Generator().manual_seed(seed)
-        return tuple(_input(value, batch, generator) for value in self.inputs)
+        return tuple(_input(value, batch, generator, sizes) for value in self.inputs)
 
 
-def _input(value: Value, batch: int, generator: torch.Generator) -> Tensor:
-    shape = (batch, *value.shape[1:])
+def _input(value: Value, batch: int, generator: torch.Generator, sizes: Sizes) -> Tensor:
+    rest = (sizes.get((value.name, dim), size) for dim, size in enumerate(value.shape))
+    shape = (batch, *[*rest][1:])
     if value.kind == "BT":
         return torch.randint(0, VOCABULARY, shape, generator=generator)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -236,7 +243,7 @@ class Builder:
     def add_input(self, kind: str, *sizes: int) -> Value:
         value = Value("abc"[len(self.inputs)], kind, (BATCH, *sizes))
         self.inputs.append(value)
-        self._space[value.name] = _input(value, BATCH, torch.Generator().manual_seed(0))
+        self._space[value.name] = _input(value, BATCH, torch.Generator().manual_seed(0), {})
         return value
 
     def use(self, value: Value) -> Value:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import fxprune
 from fxprune import Analysis, Group, PruningPlan
+from fxprune.errors import TraceError
 from fxprune.grouping import build_groups
 from fxprune.interpretation import Interpretation
 from fxprune.propagate import Propagation, TensorAxes, propagate
@@ -43,6 +44,35 @@ def masked_equivalence(case: Case) -> None:
         expected = run(case.masked_model, inputs)
         error = reference.relative_error(run(case.masked_pruned, inputs), expected)
         assert error <= TOLERANCE, f"batch {batch}: relative error {error:.1e}"
+
+
+def other_sizes(case: Case) -> None:
+    """The pruned module is the masked original at other sizes of what is free beside the batch."""
+    info = case.traced.meta["fxprune"]
+    free = [(name, dim) for name, dims in info.dynamic.items() for dim in dims if dim > 0]
+    if not free:
+        raise Silent("only the batch size is free")
+    shapes = {value.name: value.shape for value in case.program.inputs}
+    said = False
+    for steps in (1, 3):
+        sizes = {
+            (name, dim): shapes[name][dim] + steps * dim * info.steps.get(name, {}).get(dim, 1)
+            for name, dim in free
+        }
+        inputs = case.program.example(3, seed=steps, sizes=sizes)
+        try:
+            expected = run(case.masked_model, inputs)
+        except (RuntimeError, IndexError):
+            continue  # the program itself does not take these sizes: its tables are too short
+        try:
+            run(case.traced, inputs)
+        except TraceError:
+            continue  # guarded
+        said = True
+        error = reference.relative_error(run(case.masked_pruned, inputs), expected)
+        assert error <= TOLERANCE, f"{sizes}: relative error {error:.1e}"
+    if not said:
+        raise Silent("neither the program nor its guards take these sizes")
 
 
 def masked_interpretation(case: Case) -> None:
@@ -294,6 +324,7 @@ PROPERTIES: Mapping[str, Callable[[Case], None]] = {
     holds.__name__: holds
     for holds in (
         masked_equivalence,
+        other_sizes,
         masked_interpretation,
         node_local,
         declared_shapes,

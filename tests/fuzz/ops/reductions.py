@@ -74,9 +74,24 @@ def class_token(b: Builder, x: Value) -> None:
 
 @op("BTC")
 def prepend_token(b: Builder, x: Value) -> None:
-    """A learned token in front, expanded to the batch."""
-    token = b.parameter(1, 1, x["C"], stem="token")
-    b.emit("BTC", f"torch.cat([{token}.expand({x}.shape[0], -1, -1), {x}], dim=1)")
+    """Learned tokens before or after the others, expanded to the batch."""
+    own = f"{b.parameter(1, b.between(1, 3), x['C'], stem='token')}.expand({x}.shape[0], -1, -1)"
+    b.emit("BTC", f"torch.cat([{', '.join(b.pick(((own, str(x)), (str(x), own))))}], dim=1)")
+
+
+@op("BTC", several("T"))
+def some_steps(b: Builder, x: Value) -> None:
+    """Tokens by their positions, from either end."""
+    n = b.between(1, x["T"] - 1)
+    b.emit("BTC", b.pick((f"{x}[:, {n}:]", f"{x}[:, :-{n}]", f"{x}[:, ::2]", f"{x}[:, -{n}:]")))
+
+
+@op("BTC", several("T"))
+def some_folded_steps(b: Builder, x: Value) -> None:
+    """Tokens by the positions of their channels, where these are folded into them."""
+    n = b.between(1, x["T"] - 1) * x["C"]
+    part = b.pick((f"{x}.flatten(1)[:, {n}:]", f"{x}.flatten(1)[:, :-{n}]"))
+    b.emit("BTC", f"{part}.reshape({x}.shape[0], -1, {x['C']})")
 
 
 @op("BCHW")
