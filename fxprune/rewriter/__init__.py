@@ -102,12 +102,10 @@ class _Rewriter:
             module = self.root.get_submodule(str(node.target))
             module_fix = FIXES.get(type(module))
             fix = None if module_fix is None else lambda site: module_fix(module, site)
-        if not self._touched(node):
-            return
         records = self.records.get(node, ())
         if fix is None:
             self._refuse_positions(node, records)
-        else:
+        elif self._touched(node):
             fix(Site(node, new, self.selection, self._add_constant, records))
 
     def _refuse_positions(self, node: fx.Node, records: Sequence[Record]) -> None:
