@@ -1,14 +1,15 @@
 """CPU time of a whole prune, in alternation with Torch-Pruning's.
 
-    python -m benchmarks.speed                 # a representative list
-    python -m benchmarks.speed timm/resnet     # what starts with these
-    python -m benchmarks.speed --all           # the whole zoo
+    python -m benchmarks.speed               # what Torch-Pruning finishes (half an hour)
+    python -m benchmarks.speed timm/resnet   # what starts with these
+    python -m benchmarks.speed --all         # the whole zoo
 
 fxprune: trace, analyze, plan with magnitude, rewrite. Torch-Pruning: construction of the pruner and
 its step, on a copy made beforehand. Each model has a process of its own with one thread; after a
 warm-up of both, the two alternate, and the ratio of every pair is taken. Networks of transformers
-have the sizes that they were published with. A model on which Torch-Pruning raises, or takes over a
-minute, is listed and not counted.
+have the sizes that they were published with. Without names it takes the models whose prune by
+Torch-Pruning ended in the last sweep of the zoo, whatever the result computes. One on which it
+raises, or takes over a minute, is listed and not counted.
 """
 
 from __future__ import annotations
@@ -30,8 +31,7 @@ from torch import nn
 from tqdm import tqdm
 
 import fxprune
-from benchmarks import zoo_peer
-from benchmarks.zoo import sweep_one
+from benchmarks import zoo, zoo_peer
 from benchmarks.zoo_entry import Entry
 from benchmarks.zoo_huggingface import published
 from benchmarks.zoo_models import entries
@@ -41,21 +41,14 @@ IMAGE = 224
 PEER_LIMIT = 60.0  # seconds of CPU time
 LIMIT = 240  # seconds of CPU time for all the rounds of one model
 RESULTS = Path(__file__).parent / "results" / "speed.json"
-NAMES = """
-torchvision/alexnet torchvision/densenet121 torchvision/efficientnet_b0 torchvision/googlenet
-torchvision/inception_v3 torchvision/mnasnet0_5 torchvision/mobilenet_v2
-torchvision/mobilenet_v3_small torchvision/regnet_x_400mf torchvision/regnet_y_400mf
-torchvision/resnet18 torchvision/resnet50 torchvision/resnext50_32x4d torchvision/squeezenet1_1
-torchvision/vgg11_bn torchvision/convnext_tiny torchvision/fcn_resnet50
-torchvision/deeplabv3_resnet50 torchvision/r3d_18 timm/cs3darknet_focus_s timm/dla46x_c
-timm/dpn48b timm/ese_vovnet19b_slim_dw timm/hrnet_w18_small timm/inception_v4 timm/lcnetv2_small
-timm/nf_regnet_b0 timm/regnetx_002 timm/repvit_m1 timm/resnet10t timm/selecsls42
-timm/skresnet18 timm/starnet_s050 timm/vgg11 timm/legacy_xception
-huggingface/bert_classifier huggingface/distilbert huggingface/electra huggingface/vit
-huggingface/convnext huggingface/segformer
-""".split()
 
 Found = dict[str, Any]
+
+
+def finished() -> frozenset[str]:
+    """The models of the zoo that Torch-Pruning's prune finishes, as the last sweep found."""
+    rows = json.loads(zoo.RESULTS.read_text(encoding="utf-8"))
+    return frozenset(row["model"] for row in rows if row.get("torch_pruning", {}).get("pruned"))
 
 
 def models() -> list[Entry]:
@@ -149,14 +142,15 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=RESULTS, help="the JSON file")
     options = parser.parse_args()
     wanted = tuple(options.names) or ("",)
+    known = None if options.all or options.names else finished()
     chosen = [
         entry
         for entry in models()
-        if entry.name.startswith(wanted) and (options.all or options.names or entry.name in NAMES)
+        if entry.name.startswith(wanted) and (known is None or entry.name in known)
     ]
     rows: list[Found] = []
     for entry in tqdm(chosen, file=sys.stderr):
-        rows.append({"model": entry.name, **sweep_one(measure, entry, LIMIT)})
+        rows.append({"model": entry.name, **zoo.sweep_one(measure, entry, LIMIT)})
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         options.output.with_suffix(".md").write_text(markdown(rows), encoding="utf-8")
