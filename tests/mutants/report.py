@@ -40,19 +40,24 @@ def write(outcomes: Sequence[Outcome], population: int, command: str, suite: Seq
         f"of these tests fails: {', '.join(f'`{path}`' for path in suite)}.",
         _summary(outcomes, population),
         "## Alive",
-        *(
-            f"- `{o.mutant.name}`: `{before}` → `{after}`. "
-            f"{EQUIVALENT.get(o.mutant.name, '**No test kills it.**')}"
-            for o in sorted(outcomes, key=lambda o: o.mutant.name)
-            if not o.killed
-            for before, after in [o.mutant.difference()]
-        ),
+        *_alive(outcomes),
         "## By operator",
         _table(outcomes, lambda outcome: outcome.mutant.operator),
         "## By file",
         _table(outcomes, lambda outcome: outcome.mutant.file),
     ]
     PAGE.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _alive(outcomes: Sequence[Outcome]) -> list[str]:
+    """One item per mutant that is, with the reason."""
+    alive = sorted((o.mutant for o in outcomes if not o.killed), key=lambda m: m.name)
+    items = [
+        f"- `{m.name}`: `{before}` → `{after}`. {EQUIVALENT.get(m.name, '**No test kills it.**')}"
+        for m in alive
+        for before, after in [m.difference()]
+    ]
+    return items or ["None."]
 
 
 def _summary(outcomes: Sequence[Outcome], population: int) -> str:
