@@ -181,3 +181,50 @@ def test_channels_folded_into_time_and_out_again_are_prunable() -> None:
     plan = random_plan(analysis)
     pruned = fxprune.rewrite(graph, plan)
     assert fxprune.verify(graph, plan, pruned, inputs).ok
+
+
+class Reshaped(nn.Module):
+    """Views the channels of an image, and its pixels, as other channels."""
+
+    def __init__(self, view: Read, channels: int) -> None:
+        super().__init__()
+        self.view = view
+        self.first, self.last = nn.Conv2d(2, 5, 1), nn.Conv2d(channels, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.view(self.first(x)))
+
+
+def _flat_first(h: Tensor) -> Tensor:
+    return h.flatten(1).view(-1, 30, 1, 2)
+
+
+def _at_once(h: Tensor) -> Tensor:
+    return h.reshape(-1, 30, 2, 1)
+
+
+def _all_flat(h: Tensor) -> Tensor:
+    return h.flatten().view(-1, 30, 1, 2)
+
+
+@pytest.mark.parametrize("view", [_flat_first, _at_once, _all_flat], ids=lambda v: v.__name__)
+def test_channels_that_a_view_mixes_with_images_at_other_sizes_stay(view: Read) -> None:
+    # At the example's size, 5 * 12 = 30 * 2; elsewhere the channels of one image are another's.
+    inputs = torch.randn(2, 2, 4, 3, dtype=torch.float64)
+    graph, analysis = traced(alive(Reshaped(view, 30)), inputs)
+    assert graph.meta["fxprune"].dynamic == {"x": (0, 2, 3)}
+    reasons = {atom.reason for atom in leaves(analysis.propagation.layouts["first.weight"][0])}
+    assert None not in reasons
+    assert "viewed in another way at other sizes of the inputs" in reasons
+
+
+def test_channels_that_a_view_never_mixes_are_prunable() -> None:
+    def view(h: Tensor) -> Tensor:
+        return h.flatten(1).reshape(h.shape[0], 5, -1, 2)
+
+    inputs = torch.randn(2, 2, 4, 3, dtype=torch.float64)
+    graph, analysis = traced(alive(Reshaped(view, 5)), inputs)
+    assert [group.size for group in analysis.groups] == [5]
+    plan = random_plan(analysis)
+    pruned = fxprune.rewrite(graph, plan)
+    assert fxprune.verify(graph, plan, pruned, torch.cat([inputs, inputs], 2)).ok
