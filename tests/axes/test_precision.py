@@ -198,6 +198,18 @@ def test_a_cut_inside_a_row() -> None:
     assert len(free_units(f, g)) == 7
 
 
+def test_a_unit_stands_before_what_it_conditions() -> None:
+    algebra = Algebra()
+    grid = algebra.product([algebra.atom(3), algebra.atom(4)])
+    first, second = algebra.segment(grid, [6, 6])
+    sizes = [[[f.size for f in factors_of(s)] for s in segments_of(a)] for a in (first, second)]
+    assert sizes == [[[1, 4], [1, 2]], [[1, 2], [1, 4]]]
+    whole = algebra.atom(4)
+    unit = algebra.product([algebra.atom(1), algebra.atom(4), algebra.atom(3)])
+    algebra.unify(algebra.product([whole, algebra.atom(3)]), unit)
+    assert [factor.size for factor in factors_of(whole)] == [1, 4]
+
+
 def test_misaligned_concatenations_refine_each_other() -> None:
     program = Program()
     left, right = [program.atom(n) for n in (5, 7)], [program.atom(n) for n in (4, 4, 4)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -86,6 +87,20 @@ def test_bases_that_are_none_are_refused() -> None:
     for name, message in (("3", "has 4 rows, and the layer has 12"), ("7", "no layer '7'")):
         with pytest.raises(fxprune.PlanError, match=message):
             FactorizationPlan.build(analysis, {name: Bases(eye, None)})
+
+
+def test_long_notes_are_read_back() -> None:
+    """A text may have a million characters, and 256 more for each of a parameter's name."""
+    made = result()
+    names = sum(len(name) for name in made.analysis.parameters)
+    for length, fits in ((1_000_000, True), (1_000_000 + 256 * names, False)):
+        plan = dataclasses.replace(made.plan, notes=("x" * length,))
+        if fits:
+            back = FactorizationPlan.from_json(plan.to_json(), plan.tensors(), made.analysis)
+            assert back.notes == plan.notes
+        else:
+            with pytest.raises(fxprune.PlanError, match="a plan for this graph has at most"):
+                FactorizationPlan.from_json(plan.to_json(), plan.tensors(), made.analysis)
 
 
 def test_bases_are_checked_where_they_are() -> None:

@@ -9,6 +9,8 @@ EQUIVALENT: Mapping[str, str] = MappingProxyType(
     {
         "algebra.py:Algebra._match_factors:compare:2": "Where both are of one size, they were "
         "paired a few lines before, and the loop went on.",
+        "axes.py:find:drop-condition:2": "One more round, which binds to the root what is bound "
+        "to it already.",
         "rules/view.py:_taken_over:compare:3": "Where a dimension of size n and stride s is kept, "
         "the one of least stride, all else is steps of multiples of s * n, and steps that sum up "
         "to less than s: the sum of all steps is no multiple of s * n, and x.numel() is one. Where "

@@ -217,3 +217,8 @@ def test_what_it_prints() -> None:
     assert str(nothing) == (
         "Plan by custom (custom): 0 of 2 prunable groups lose 0 of 7 units.\nNothing is pruned."
     )
+
+
+def test_a_plan_knows_tied_parameters_by_either_name() -> None:
+    analysis = analysis_of(chain("a", 4), aliases={"tied": "a.in"})
+    assert PruningPlan.build(analysis, {"a:0": [1]}).shape_of("tied") == (4, 3)

@@ -231,6 +231,7 @@ CASES: dict[str, Sequence[Case]] = {
         Case(lambda m, x: x.roll(5, 2)),
         Case(lambda m, x: x + torch.roll(x, shifts=(1, -4), dims=(1, 2))),
         Case(lambda m, x: x + x.roll(4, -1)),
+        Case(lambda m, x: x + x.roll((1, x.shape[0], 4), (1, 0, 2))),
     ],
     "channel_shuffle": [
         Case(lambda m, x: torch.channel_shuffle(x.transpose(1, 2), 3).transpose(1, 2)),
