@@ -98,7 +98,7 @@ def propagate(traced: fx.GraphModule, inputs: tuple[Any, ...] | None = None) -> 
     values = example_values(traced, inputs)
     with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]), mode:
         runner.run(values)
-    for axis, reason in growing(traced, values, runner.layouts):
+    for axis, reason in growing(traced, values, runner.layouts, mode.records):
         mode.algebra.freeze(axis, reason)
     join_tables(mode.records, mode.algebra)
     return Propagation(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
@@ -123,10 +124,10 @@ class Folded(nn.Module):
     def __init__(self, read: Read) -> None:
         super().__init__()
         self.read = read
-        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.first = nn.Linear(5, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.read(self.first(x)))
+        return self.read(self.first(x)).sum(-1)
 
 
 def _from_second(h: Tensor) -> Tensor:
@@ -157,10 +158,50 @@ def _joined_in_front(h: Tensor) -> Tensor:
     return torch.cat([h.mean(1), h.flatten(1)], 1)[:, 8:].reshape(h.shape)
 
 
+def _joined_twice(h: Tensor) -> Tensor:
+    return torch.cat([h.flatten(1), h.flatten(1)], 1)[:, 8:].mean(1, keepdim=True)
+
+
+def _written(h: Tensor) -> Tensor:
+    flat = h.flatten(1) * 1.0
+    flat[:, :8] = 0.0
+    return flat.reshape(h.shape)
+
+
+def _selected(h: Tensor) -> Tensor:
+    return h.flatten(1).select(1, 9)
+
+
+def _split(h: Tensor) -> Tensor:
+    return h.flatten(1).split([8, 8 * h.shape[1] - 8], 1)[0]
+
+
+def _split_at(h: Tensor) -> Tensor:
+    return torch.hsplit(h.flatten(1), [8])[0]
+
+
+def _indexed(h: Tensor) -> Tensor:
+    return h.flatten(1)[:, [3, 9, 10]]
+
+
+def _chosen(h: Tensor) -> Tensor:
+    return h.flatten(1).index_select(1, torch.tensor([3, 9, 10]))
+
+
+def _halves(h: Tensor) -> Tensor:
+    return F.glu(h.flatten(1), 1)
+
+
+def _differences(h: Tensor) -> Tensor:
+    return h.flatten(1).diff(dim=1)
+
+
 FOLDED = (_from_second, _to_last, _every_other, _rolled, _first_of_chunks, _end_of_joined)
+MORE = (_joined_in_front, _joined_twice, _written, _selected, _split, _split_at, _indexed)
+OTHERS = (_chosen, _halves, _differences)
 
 
-@pytest.mark.parametrize("read", [*FOLDED, _joined_in_front], ids=lambda read: read.__name__)
+@pytest.mark.parametrize("read", [*FOLDED, *MORE, *OTHERS], ids=lambda read: read.__name__)
 def test_channels_folded_into_time_that_are_read_by_position_stay(read: Read) -> None:
     # Other lengths gave other time steps, without a word, or failed.
     inputs = torch.randn(2, 4, 5, dtype=torch.float64)
@@ -171,10 +212,20 @@ def test_channels_folded_into_time_that_are_read_by_position_stay(read: Read) ->
     assert "read by position, and its size follows the inputs" in reasons
 
 
-def test_channels_folded_into_time_and_out_again_are_prunable() -> None:
-    def read(h: Tensor) -> Tensor:
-        return h.flatten(1).relu().reshape(h.shape[0], -1, 8)
+def _unfolded(h: Tensor) -> Tensor:
+    return h.flatten(1).relu().reshape(h.shape[0], -1, 8)
 
+
+def _sliced_beside(h: Tensor) -> Tensor:
+    return h.flatten(1)[:-1].unflatten(1, (-1, 8)).sum(0)
+
+
+def _stacked(h: Tensor) -> Tensor:
+    return torch.cat([h.flatten(1), h.flatten(1).relu()], 1)
+
+
+@pytest.mark.parametrize("read", [_unfolded, _sliced_beside, _stacked], ids=lambda r: r.__name__)
+def test_channels_folded_into_time_that_keep_their_place_are_prunable(read: Read) -> None:
     inputs = torch.randn(3, 9, 5, dtype=torch.float64)
     graph, analysis = traced(alive(Folded(read)), inputs[:2, :4])
     assert [group.size for group in analysis.groups] == [8]
