@@ -9,6 +9,7 @@ a view into literal sizes may cut it elsewhere. None of the units may go then.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import operator
@@ -141,10 +142,9 @@ def _shapes_elsewhere(
     names = [str(node.target) for node in traced.graph.nodes if node.op == "placeholder"]
     for doubled in (True, False):
         sizes = other_sizes(info, names, values, doubled)
-        try:
+        # A guard may refuse these sizes, and the model's operations may raise anything.
+        with contextlib.suppress(Exception):
             return shapes_on_meta(traced, tuple(on_meta(values, names, sizes)))
-        except Exception:  # a guard's, or whatever the model's operations raise at these sizes
-            continue
     return None
 
 
@@ -187,13 +187,17 @@ def is_cut(
     """
     here: list[tuple[int, bool]] = []
     there: list[tuple[int, bool]] = []
+    grows: list[bool] = []
     for axis, size in zip(before, sizes_before, strict=True):
         runs = _runs(axis)
         here += [(math.prod(factor.size for factor in run), free) for run, free in runs]
         there += _sized(runs, size, sizes)
+        grows += [size != axis.size for _, free in runs if free]
     if any(size == 0 for size, _ in there):
         return True  # not known
-    return _places(here, [axis.size for axis in after]) != _places(there, sizes_after)
+    places = _places(there, sizes_after)
+    moved = places != _places(here, [axis.size for axis in after])
+    return moved or (None, True) in zip(places, reversed(grows), strict=True)
 
 
 def _runs(axis: Axis) -> list[Run]:

@@ -279,3 +279,74 @@ def test_channels_that_a_view_never_mixes_are_prunable() -> None:
     plan = random_plan(analysis)
     pruned = fxprune.rewrite(graph, plan)
     assert fxprune.verify(graph, plan, pruned, torch.cat([inputs, inputs], 2)).ok
+
+
+class Paired(nn.Module):
+    """Views channels h: [batch, 4, length, 5] as rows of other lengths."""
+
+    def __init__(self, view: Read) -> None:
+        super().__init__()
+        self.view = view
+        self.first, self.last = nn.Conv2d(2, 4, 1), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.view(self.first(x)))
+
+
+def _reshaped(h: Tensor) -> Tensor:
+    return h.reshape(h.shape[0], -1, 10)
+
+
+def _viewed_in_pairs(h: Tensor) -> Tensor:
+    return h.view(h.shape[0], -1, 10)
+
+
+def _unflattened(h: Tensor) -> Tensor:
+    return h.flatten(1).unflatten(1, (-1, 10))
+
+
+def _like_another(h: Tensor) -> Tensor:
+    return h.reshape_as(h.new_zeros(h.shape[0], 2 * h.shape[2], 10))
+
+
+def _viewed_as_another(h: Tensor) -> Tensor:
+    return h.view_as(h.new_zeros(h.shape[0], 2 * h.shape[2], 10))
+
+
+PAIRS = (_reshaped, _viewed_in_pairs, _unflattened, _like_another, _viewed_as_another)
+
+
+@pytest.mark.parametrize("view", PAIRS, ids=lambda view: view.__name__)
+@pytest.mark.parametrize("length", [6, 5])
+def test_channels_that_a_view_cuts_at_odd_lengths_stay(view: Read, length: int) -> None:
+    # Six steps are three pairs in each channel; of five, one pair lies in two channels.
+    inputs = torch.randn(2, 2, length, 5, dtype=torch.float64)
+    graph, analysis = traced(alive(Paired(view)), inputs)
+    assert 2 in graph.meta["fxprune"].dynamic["x"]
+    assert None not in {
+        atom.reason for atom in leaves(analysis.propagation.layouts["first.weight"][0])
+    }
+
+
+class Narrow(nn.Module):
+    """Takes lengths from 15 to 33: neither twice the example's, 20, nor half of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(33, 8))
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = (self.first(x) + self.table[: x.shape[1]]).transpose(1, 2)
+        return (
+            self.last(h.reshape(x.shape[0], -1, 4)).sum(1)
+            + F.max_pool1d(x.transpose(1, 2), 15).sum()
+        )
+
+
+def test_where_no_other_sizes_can_be_tried_views_of_growing_channels_stay() -> None:
+    inputs = torch.randn(2, 20, 5, dtype=torch.float64)
+    graph, analysis = traced(alive(Narrow()), inputs)
+    assert graph.meta["fxprune"].dynamic == {"x": (0, 1)}
+    reasons = {atom.reason for atom in leaves(analysis.propagation.layouts["first.weight"][0])}
+    assert None not in reasons
