@@ -64,9 +64,16 @@ class _Search:
     careful: bool = False
     renews: bool = False
     modeless: bool = False
+    known: dict[tuple[tuple[Symbol, ...], bool], Capture | str] = field(default_factory=dict)
 
     def attempt(self, chosen: Sequence[Symbol], careful: bool) -> Capture | str:
         """The merged capture if these symbols can vary together, otherwise why not."""
+        key = (tuple(chosen), careful)
+        if key not in self.known:
+            self.known[key] = self._attempt(chosen, careful)
+        return self.known[key]
+
+    def _attempt(self, chosen: Sequence[Symbol], careful: bool) -> Capture | str:
         if not chosen:
             return merge_captures((self.base,), {})
         captures = [self.base]
@@ -113,7 +120,7 @@ class _Search:
     def best(self, candidates: Sequence[Symbol]) -> tuple[Capture, list[Symbol]]:
         """The capture in which as many symbols vary as can be proven."""
         if self.train is not None and candidates:
-            both = replace(self, run=self.train).attempt(candidates, careful=False)
+            both = replace(self, run=self.train, known={}).attempt(candidates, careful=False)
             if isinstance(both, Capture):
                 self.modeless = True
                 return both, list(candidates)
@@ -284,6 +291,12 @@ def search(
     return replace(
         found, steps=steps, failed=failed, renews=searcher.renews, modeless=searcher.modeless
     )
+
+
+def varies(inputs: Inputs, base: Capture, run: Run, chosen: Sequence[Symbol]) -> bool:
+    """Whether dimensions can vary, all of them together and the others not at all."""
+    leaves = {leaf.label: leaf for leaf in inputs.leaves}
+    return isinstance(_Search(run, base, leaves).either(chosen), Capture)
 
 
 def require(found: Found, inputs: Inputs, dynamic: Mapping[str, Any] | None) -> None:

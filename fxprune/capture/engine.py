@@ -114,6 +114,8 @@ def _searched(
         later = replace(runs, after=(one, other))
         try:
             base = later.renewed()
+            if not dims.varies(runs.inputs, base, later.like(base), symbols):
+                continue
             second = dims.search(runs.inputs, base, later.like(base), dynamic)
         except Exception:  # whatever the model does at these sizes
             continue

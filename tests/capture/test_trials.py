@@ -19,6 +19,7 @@ class Counted(nn.Module):
     """Runs `body` after a convolution, and notes every run of a copy in `runs`."""
 
     runs: list[Run] = []  # noqa: RUF012  (shared by the copies that capture makes)
+    sizes: list[tuple[bool, int]] = []  # noqa: RUF012
 
     def __init__(self, body: Body) -> None:
         super().__init__()
@@ -27,7 +28,9 @@ class Counted(nn.Module):
         self.body = body
 
     def forward(self, x: Tensor) -> Tensor:
-        self.runs.append((self.training, x.untyped_storage().size() == SIZE))
+        size = x.untyped_storage().size()
+        self.runs.append((self.training, size == SIZE))
+        self.sizes.append((self.training, size))
         return self.body(self, self.conv(x))
 
 
@@ -106,6 +109,18 @@ def test_numbers_that_sizes_make_follow_them(body: Body) -> None:
     traced = fxprune.trace(model, X)
     other = torch.randn(3, 3, 9, 17, dtype=torch.float64)
     torch.testing.assert_close(traced(other), model(other))
+
+
+def one_at_a_time(model: Counted, x: Tensor) -> Tensor:
+    return x if (x.shape[2] - 10) * (x.shape[3] - 12) == 0 else F.relu(x)
+
+
+def test_no_trial_is_made_twice() -> None:
+    model = Counted(one_at_a_time).double().eval()
+    Counted.sizes.clear()
+    traced = fxprune.trace(model, X)
+    assert traced.meta["fxprune"].dynamic == {"x": (0, 2)}
+    assert len(set(Counted.sizes)) == len(Counted.sizes)
 
 
 class Fixed(nn.Module):
