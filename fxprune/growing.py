@@ -28,6 +28,7 @@ from fxprune.rules.base import Call, Effect, Layout
 Values = tuple[Any, ...]
 Layouts = Mapping[fx.Node, Any]
 Run = tuple[tuple[Axis, ...], bool]
+Place = tuple[int | None, int]
 
 _BY_POSITION = frozenset(
     "aten::slice aten::select aten::split aten::split_with_sizes aten::index aten::index_select "
@@ -107,12 +108,13 @@ def _taken_apart(records: Iterable[Record]) -> Iterator[Axis]:
 
 
 def _views(layouts: Layouts) -> Iterator[fx.Node]:
-    """The views of or into partly free dimensions."""
+    """The views of or into partly free dimensions, and those that cut a free factor."""
     for node, value in layouts.items():
-        source = node.all_input_nodes[:1] if name_of(node) in _VIEWS else ()
-        around = [axis for node in source for axis in (*_axes(layouts[node]), *_axes(value))]
-        if any(map(_is_partly_free, around)):
-            yield node
+        if name_of(node) in _VIEWS and node.all_input_nodes:
+            before, after = _axes(layouts[node.all_input_nodes[0]]), _axes(value)
+            cut = [place is None for place, _ in _places_here(before, after)]
+            if any(cut) or (before and any(map(_is_partly_free, (*before, *after)))):
+                yield node
 
 
 def _axes(value: Any) -> Layout:
@@ -185,19 +187,22 @@ def is_cut(
     sizes_…        their sizes elsewhere
     sizes          what is known of axes there, by identity
     """
-    here: list[tuple[int, bool]] = []
     there: list[tuple[int, bool]] = []
-    grows: list[bool] = []
     for axis, size in zip(before, sizes_before, strict=True):
-        runs = _runs(axis)
-        here += [(math.prod(factor.size for factor in run), free) for run, free in runs]
-        there += _sized(runs, size, sizes)
-        grows += [size != axis.size for _, free in runs if free]
+        there += _sized(_runs(axis), size, sizes)
     if any(size == 0 for size, _ in there):
         return True  # not known
-    places = _places(there, sizes_after)
-    moved = places != _places(here, [axis.size for axis in after])
-    return moved or (None, True) in zip(places, reversed(grows), strict=True)
+    return _places_here(before, after) != _places(there, sizes_after)
+
+
+def _places_here(before: Layout, after: Layout) -> list[Place]:
+    """Where the free factors of what is viewed lie in the view, at the sizes of the axes."""
+    factors = [
+        (math.prod(factor.size for factor in run), free)
+        for axis in before
+        for run, free in _runs(axis)
+    ]
+    return _places(factors, [axis.size for axis in after])
 
 
 def _runs(axis: Axis) -> list[Run]:
@@ -223,23 +228,24 @@ def _sized(runs: Sequence[Run], size: int, sizes: Mapping[int, int]) -> list[tup
     return [(number, free) for number, (_, free) in zip(found, runs, strict=True)]
 
 
-def _places(factors: Sequence[tuple[int, bool]], shape: Sequence[int]) -> list[int | None]:
-    """The dimension, from the end, in which each free factor lies, innermost first; None if cut.
+def _places(factors: Sequence[tuple[int, bool]], shape: Sequence[int]) -> list[Place]:
+    """The dimension, from the end, in which each free factor lies, innermost first.
 
     A factor takes the strides from the product of what is inside it up to its size times that, and
     so does a dimension: the factor lies in the one that begins at a divisor and ends at a multiple.
+    Of a factor that is cut, the place is None and its stride.
     """
     strides = [*itertools.accumulate(reversed(shape), operator.mul, initial=1)]
-    places: list[int | None] = []
+    places: list[Place] = []
     inner = 1
     for size, free in reversed(factors):
         outer = inner * size
         if free:
             around = (
-                dim
+                (dim, 0)
                 for dim, (low, high) in enumerate(itertools.pairwise(strides))
                 if inner % low == 0 and high % outer == 0
             )
-            places.append(next(around, None))
+            places.append(next(around, (None, inner)))
         inner = outer
     return places

@@ -43,12 +43,12 @@ def test_a_factor_lies_in_the_dimension_that_tells_its_index(
 ) -> None:
     parts, shape = view
     sizes = [size for size, _ in parts]
-    expected = []
-    for place in [p for p, (_, free) in enumerate(parts) if free]:
-        dims = (d for d in range(len(shape)) if _lies_in(sizes, place, shape, d))
-        expected.insert(0, next(dims, None))
-    found = [d if d is None else len(shape) - 1 - d for d in _places(parts, shape)]
-    assert found == expected
+    expected: list[tuple[int | None, int]] = []
+    for place in reversed([p for p, (_, free) in enumerate(parts) if free]):
+        dims = [d for d in range(len(shape)) if _lies_in(sizes, place, shape, d)]
+        stride = math.prod(sizes[place + 1 :])
+        expected.append((len(shape) - 1 - dims[0], 0) if dims else (None, stride))
+    assert _places(parts, shape) == expected
 
 
 def _atoms(algebra: Algebra, sizes: str) -> list[Axis]:
