@@ -27,7 +27,10 @@ SUITE: tuple[str, ...] = (
     *(f"tests/{name}" for name in "capture equivalence handmade zoo fuzz crosscheck".split()),
     *(f"tests/{name}" for name in "statistics allocation costs checkpoint hostile".split()),
     *(f"tests/{name}" for name in "factorization compensation".split()),
-    *(f"tests/test_{n}.py" for n in "coverage errors explain grouping meta_kernels".split()),
+    *(
+        f"tests/test_{n}.py"
+        for n in "coverage errors explain growing grouping meta_kernels".split()
+    ),
 )
 _STORE = "reach.json"
 OPTIONS = (
