@@ -62,7 +62,8 @@ def growing(
     layouts  node → its value, with something that has `axes` in the place of each tensor
     records  the executed ops
 
-    None of a graph that `trace` did not make: only its example's sizes are known.
+    Each must be frozen before the next is asked for: what is frozen already cannot move. None of a
+    graph that `trace` did not make: only its example's sizes are known.
     """
     info = traced.meta.get("fxprune")
     if not isinstance(info, TraceInfo):
