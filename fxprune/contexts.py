@@ -122,7 +122,7 @@ class _Narrowing:
                 paired = _repeated(map(self.standing, record.effect.outputs))
                 self.narrow(atom, self.found[atom] - paired)
         if renumbers:
-            for axis in moved(record):
+            for axis in record.moved:
                 atoms = self.atoms([axis])
                 for atom in atoms & self.found.keys():
                     self.narrow(atom, atoms)
@@ -130,12 +130,6 @@ class _Narrowing:
 
 def _atoms(layout: Iterable[Axis]) -> set[Atom]:
     return {atom for axis in layout for atom in leaves(axis)}
-
-
-def moved(record: Record) -> list[Axis]:
-    """The input's axes that do not pass to the output unchanged."""
-    passed = {id(find(axis)) for layout in record.effect.outputs for axis in layout}
-    return [axis for axis in record.inputs[0][1] if id(find(axis)) not in passed]
 
 
 def _repeated(layouts: Iterable[Layout]) -> set[Atom]:

@@ -23,7 +23,7 @@ from fxprune.capture.inputs import Sizes, on_meta, tensors_in
 from fxprune.capture.records import TraceInfo
 from fxprune.dynamic_sizes import name_of
 from fxprune.meta import Shapes, shapes_on_meta
-from fxprune.rules.base import Call, Effect, Layout
+from fxprune.rules.base import Call, Layout
 
 Values = tuple[Any, ...]
 Layouts = Mapping[fx.Node, Any]
@@ -45,12 +45,8 @@ class Record(Protocol):
         """Its name and arguments."""
 
     @property
-    def effect(self) -> Effect:
-        """What its rule says."""
-
-    @property
-    def inputs(self) -> tuple[tuple[int, Layout], ...]:
-        """Keys and axes of the tensors that it reads."""
+    def moved(self) -> list[Axis]:
+        """The axes that it reads and does not pass on unchanged."""
 
 
 def growing(
@@ -101,11 +97,7 @@ def _taken_apart(records: Iterable[Record]) -> Iterator[Axis]:
     """The partly free dimensions that an op reads by position and does not pass on whole."""
     for record in records:
         if record.call.name in _BY_POSITION:
-            passed = {id(find(axis)) for layout in record.effect.outputs for axis in layout}
-            for _, layout in record.inputs:
-                for axis in layout:
-                    if _is_partly_free(axis) and id(find(axis)) not in passed:
-                        yield axis
+            yield from filter(_is_partly_free, record.moved)
 
 
 def _views(layouts: Layouts) -> Iterator[fx.Node]:

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fxprune.algebra import Algebra
-from fxprune.axes import Axis, is_frozen, leaves
+from fxprune.axes import Axis, find, is_frozen, leaves
 from fxprune.dynamic_sizes import name_of, unexplained, unexplained_bounds
 from fxprune.errors import AnalysisError, FxpruneError
 from fxprune.growing import growing
@@ -57,6 +57,12 @@ class Record:
     inputs: tuple[tuple[int, Layout], ...]
     outputs: tuple[int, ...]
     mutated: int | None = None  # the storage that the op writes to
+
+    @property
+    def moved(self) -> list[Axis]:
+        """The axes of the first tensor that do not pass to the output unchanged."""
+        passed = {id(find(axis)) for layout in self.effect.outputs for axis in layout}
+        return [axis for axis in self.inputs[0][1] if id(find(axis)) not in passed]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_leaves
 from fxprune.analysis import Analysis, analysis_of
 from fxprune.assembly import assemble
 from fxprune.collection import paused_collection
-from fxprune.contexts import moved
 from fxprune.errors import RewriteError
 from fxprune.meta import plain_attributes, shapes_on_meta
 from fxprune.plans import PruningPlan
@@ -111,7 +110,7 @@ class _Rewriter:
     def _refuse_positions(self, node: fx.Node, records: Sequence[Record]) -> None:
         """Nothing renumbers the positions that an op without a row picks inside."""
         for record in records:
-            if record.call.name in _BY_POSITION and any(map(self.selection.changed, moved(record))):
+            if record.call.name in _BY_POSITION and any(map(self.selection.changed, record.moved)):
                 raise RewriteError(
                     f"node {node.name!r} ({node.op} {node.target}) picks positions of a dimension "
                     f"that loses some, by {record.call.name}, and has no rewrite row. Leave the "
