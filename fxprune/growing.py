@@ -28,7 +28,7 @@ from fxprune.rules.base import Call, Layout
 Values = tuple[Any, ...]
 Layouts = Mapping[fx.Node, Any]
 Run = tuple[tuple[Axis, ...], bool]
-Place = tuple[int | None, int]
+Place = tuple[int | None, ...]
 
 _BY_POSITION = frozenset(
     "aten::slice aten::select aten::split aten::split_with_sizes aten::index aten::index_select "
@@ -85,28 +85,27 @@ def growing(
 
 def _uneven(layouts: Layouts) -> list[Axis]:
     """The concatenations of which some segments hold other free atoms than others."""
-    axes = {id(find(axis)): axis for value in layouts.values() for axis in _axes(value)}
+    axes = {id(axis): axis for value in layouts.values() for axis in _axes(value)}
     return [
         axis
         for axis in axes.values()
-        if _is_partly_free(axis) and len(set(map(_free, segments_of(axis)))) > 1
+        if any(atom.reason for atom in leaves(axis)) and len(set(map(_free, segments_of(axis)))) > 1
     ]
 
 
 def _taken_apart(records: Iterable[Record]) -> Iterator[Axis]:
-    """The partly free dimensions that an op reads by position and does not pass on whole."""
+    """The dimensions that may grow, that an op reads by position and does not pass on whole."""
     for record in records:
         if record.call.name in _BY_POSITION:
-            yield from filter(_is_partly_free, record.moved)
+            yield from filter(_may_grow, record.moved)
 
 
 def _views(layouts: Layouts) -> Iterator[fx.Node]:
-    """The views of or into partly free dimensions, and those that cut a free factor."""
+    """The views of or into dimensions that may grow."""
     for node, value in layouts.items():
-        if name_of(node) in _VIEWS and node.all_input_nodes:
-            before, after = _axes(layouts[node.all_input_nodes[0]]), _axes(value)
-            cut = [place is None for place, _ in _places_here(before, after)]
-            if any(cut) or (before and any(map(_is_partly_free, (*before, *after)))):
+        if name_of(node) in _VIEWS:
+            around = (*_axes(layouts[node.all_input_nodes[0]]), *_axes(value))
+            if any(map(_may_grow, around)):
                 yield node
 
 
@@ -114,8 +113,14 @@ def _axes(value: Any) -> Layout:
     return getattr(value, "axes", ())
 
 
-def _is_partly_free(axis: Axis) -> bool:
-    return len({atom.reason is None for atom in leaves(axis)}) > 1
+def _may_grow(axis: Axis) -> bool:
+    """Whether units that may go stand beside frozen ones, or occur more than once.
+
+    A channel at each of six time steps is a product with a frozen factor of six, or six times that
+    unit where the product was taken apart into units. Only of such a dimension can the size follow
+    the inputs, because all that is free is the model's own.
+    """
+    return 0 < len(_free(axis)) < len([*leaves(axis)])
 
 
 def _free(axis: Axis) -> frozenset[int]:
@@ -213,8 +218,8 @@ def _sized(runs: Sequence[Run], size: int, sizes: Mapping[int, int]) -> list[tup
     A size of 0 stands for one that is not known.
     """
     found = [
-        run[0].size if free else math.prod(sizes.get(id(find(factor)), 0) for factor in run)
-        for run, free in runs
+        math.prod(sizes.get(id(f), 0 if is_frozen(f) or _may_grow(f) else f.size) for f in run)
+        for run, _ in runs
     ]
     if found.count(0) == 1:
         found[found.index(0)] = size // math.prod(filter(None, found))
@@ -226,7 +231,7 @@ def _places(factors: Sequence[tuple[int, bool]], shape: Sequence[int]) -> list[P
 
     A factor takes the strides from the product of what is inside it up to its size times that, and
     so does a dimension: the factor lies in the one that begins at a divisor and ends at a multiple.
-    Of a factor that is cut, the place is None and its stride.
+    Of a factor that is cut, the place is None and the strides.
     """
     strides = [*itertools.accumulate(reversed(shape), operator.mul, initial=1)]
     places: list[Place] = []
@@ -235,10 +240,10 @@ def _places(factors: Sequence[tuple[int, bool]], shape: Sequence[int]) -> list[P
         outer = inner * size
         if free:
             around = (
-                (dim, 0)
+                (dim,)
                 for dim, (low, high) in enumerate(itertools.pairwise(strides))
                 if inner % low == 0 and high % outer == 0
             )
-            places.append(next(around, (None, inner)))
+            places.append(next(around, (None, inner, outer)))
         inner = outer
     return places

@@ -43,11 +43,11 @@ def test_a_factor_lies_in_the_dimension_that_tells_its_index(
 ) -> None:
     parts, shape = view
     sizes = [size for size, _ in parts]
-    expected: list[tuple[int | None, int]] = []
+    expected: list[tuple[int | None, ...]] = []
     for place in reversed([p for p, (_, free) in enumerate(parts) if free]):
         dims = [d for d in range(len(shape)) if _lies_in(sizes, place, shape, d)]
-        stride = math.prod(sizes[place + 1 :])
-        expected.append((len(shape) - 1 - dims[0], 0) if dims else (None, stride))
+        strides = math.prod(sizes[place + 1 :]), math.prod(sizes[place:])
+        expected.append((len(shape) - 1 - dims[0],) if dims else (None, *strides))
     assert _places(parts, shape) == expected
 
 
@@ -82,6 +82,15 @@ def test_the_size_of_one_unknown_run_follows_from_the_others() -> None:
     del known[id(d)]
     assert _sized(runs, 21 * 4 * 11, known) == [(0, False), (4, True), (0, False)]
     assert c.size == 4
+
+
+def test_the_size_of_a_free_run_that_grows_follows_too() -> None:
+    algebra = Algebra()
+    channels, steps, rest = _atoms(algebra, "4 3! 5!")
+    folded = algebra.product([channels, steps])
+    joined = algebra.concat([folded, folded])
+    runs = _runs(algebra.product([joined, rest]))
+    assert _sized(runs, 2 * 4 * 7 * 5, {id(rest): 5}) == [(2 * 4 * 7, True), (5, False)]
 
 
 def test_a_view_is_cut_where_a_free_factor_gets_into_another_dimension() -> None:

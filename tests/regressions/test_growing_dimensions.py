@@ -328,25 +328,78 @@ def test_channels_that_a_view_cuts_at_odd_lengths_stay(view: Read, length: int) 
     assert None not in reasons
 
 
-class Narrow(nn.Module):
-    """Takes lengths from 15 to 33: neither twice the example's, 20, nor half of it."""
+def _in_pairs_of_pixels(h: Tensor) -> Tensor:
+    return h.reshape(h.shape[0], -1, 2).repeat(1, 1, 5)
 
-    def __init__(self) -> None:
+
+def _joined_and_viewed(h: Tensor) -> Tensor:
+    flat = h.flatten(1)
+    return torch.cat([flat, flat.relu()], 1).reshape(h.shape[0], -1, 10)
+
+
+@pytest.mark.parametrize(
+    ("view", "size"),
+    [(_in_pairs_of_pixels, (4, 3)), (_joined_and_viewed, (6, 5))],
+    ids=["by units", "joined"],
+)
+def test_channels_whose_units_make_whole_rows_at_the_examples_size_alone_stay(
+    view: Read, size: tuple[int, int]
+) -> None:
+    # Nothing but units was seen of a channel's rows: six of each, and at other sizes halves of one.
+    inputs = torch.randn(2, 2, *size, dtype=torch.float64)
+    graph, analysis = traced(alive(Paired(view)), inputs)
+    assert 2 in graph.meta["fxprune"].dynamic["x"]
+    reasons = {atom.reason for atom in leaves(analysis.propagation.layouts["first.weight"][0])}
+    assert reasons == {"viewed in another way at other sizes of the inputs"}
+
+
+class Narrow(nn.Module):
+    """Reads h: [batch, length, 8] of lengths from 15 to 33: neither twice the example's nor half.
+
+    The example's is 20.
+    """
+
+    def __init__(self, read: Read) -> None:
         super().__init__()
+        self.read = read
         self.table = nn.Parameter(torch.randn(33, 8))
         self.first, self.last = nn.Linear(5, 8), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = (self.first(x) + self.table[: x.shape[1]]).transpose(1, 2)
-        return (
-            self.last(h.reshape(x.shape[0], -1, 4)).sum(1)
-            + F.max_pool1d(x.transpose(1, 2), 15).sum()
-        )
+        h = self.read(self.first(x) + self.table[: x.shape[1]])
+        return self.last(h).sum(1) + F.max_pool1d(x.transpose(1, 2), 15).sum()
+
+
+def _in_fours(h: Tensor) -> Tensor:
+    return h.transpose(1, 2).reshape(h.shape[0], -1, 4)
 
 
 def test_where_no_other_sizes_can_be_tried_views_of_growing_channels_stay() -> None:
     inputs = torch.randn(2, 20, 5, dtype=torch.float64)
-    graph, analysis = traced(alive(Narrow()), inputs)
+    graph, analysis = traced(alive(Narrow(_in_fours)), inputs)
     assert graph.meta["fxprune"].dynamic == {"x": (0, 1)}
     reasons = {atom.reason for atom in leaves(analysis.propagation.layouts["first.weight"][0])}
     assert None not in reasons
+
+
+def _heads(h: Tensor) -> Tensor:
+    return h.reshape(h.shape[0], h.shape[1], 2, 4).sum(2)
+
+
+def _dense(h: Tensor) -> Tensor:
+    halves = h.chunk(2, -1)
+    return torch.cat([halves[0].relu(), halves[1]], -1)[..., 2:6]
+
+
+@pytest.mark.parametrize("read", [_heads, _dense], ids=["heads", "dense"])
+def test_where_no_other_sizes_can_be_tried_channels_beside_growing_ones_are_prunable(
+    read: Read,
+) -> None:
+    inputs = torch.randn(2, 33, 5, dtype=torch.float64)
+    graph, analysis = traced(alive(Narrow(read)), inputs[:, :20])
+    assert graph.meta["fxprune"].dynamic == {"x": (0, 1)}
+    plan = random_plan(analysis, groups=lambda group: group.size > 1)
+    pruned = fxprune.rewrite(graph, plan)
+    assert pruned.first.out_features < 8
+    for length in (20, 15, 33):
+        assert fxprune.verify(graph, plan, pruned, inputs[:, :length]).ok
