@@ -23,23 +23,25 @@ from fxprune.rules.base import index_values
 
 
 def repeat_interleave(site: Site) -> None:
-    """`repeat_interleave(x, repeats, dim)` with an int, or with a constant: then a gather."""
+    """`repeat_interleave(x, repeats, dim)` with an int, or with a constant: then a gather.
+
+    A number of repeats that follows the inputs stays.
+    """
     dim = site.argument(2, "dim")
     if isinstance(dim, fx.Node):
         return
-    axes = site.axes(site.old.args[0])
-    if dim is None:  # of the flattened tensor
-        if isinstance(site.argument(1, "repeats"), int) and site.changed(site.out[0]):
-            site.set(1, "repeats", site.selection.ratio(site.out[0], *axes))
+    source = site.axes(site.old.args[0])
+    axes, place = (source, 0) if dim is None else ((source[dim],), dim)  # None flattens it first
+    out = site.out[place]
+    if not any(map(site.changed, (*axes, out))):
         return
-    axis, out = axes[dim], site.out[dim]
-    if site.old.kwargs.get("output_size") is not None and site.changed(out):
-        site.new.update_kwarg("output_size", site.width(out))
-    if not isinstance(site.argument(1, "repeats"), int):
-        if site.changed(axis):
-            site.select(dim % len(site.out), _constant_index(site, "aten::index_select"))
-    elif site.changed(out):
-        site.set(1, "repeats", site.selection.ratio(out, axis))
+    size = site.old.kwargs.get("output_size")
+    if size is not None:
+        site.new.update_kwarg("output_size", rescaled(site, size, [out]))
+    if isinstance(site.argument(1, "repeats"), int):
+        site.set(1, "repeats", site.selection.ratio(out, *axes))
+    elif site.record("aten::index_select") is not None:
+        site.select(place % len(site.out), _constant_index(site, "aten::index_select"))
 
 
 def split(site: Site) -> None:
