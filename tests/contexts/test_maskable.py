@@ -96,6 +96,17 @@ class Residual(nn.Module):
         return x + self.layer(x)
 
 
+class ByPositive(nn.Module):
+    """A matrix of positive entries beside the stream, whose channels are then summed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + x @ self.weight.exp()).sum(-1, keepdim=True)
+
+
 class ByDistances(nn.Module):
     """Scales each output of a matrix by how far the inputs' rows are from its own."""
 
@@ -201,6 +212,11 @@ FLAGGED: dict[str, Callable[[], nn.Module]] = {
     ),
     "distances between the rows of a square matrix": lambda: Sandwich(Residual(ByDistances())),
     "a logarithm": lambda: Sandwich(lambda x: x.abs().log()),
+    "a softmax over tokens of a logarithm": lambda: Sandwich(lambda x: x.abs().log().softmax(1)),
+    "a square matrix without zeros before a sum": lambda: Sandwich(ByPositive(), 1),
+    "the scale of a normalisation over tokens before a sum": lambda: Sandwich(
+        lambda x: torch.native_layer_norm(x.mT, (8,), None, None, 1e-5)[2].sum(1, keepdim=True), 1
+    ),
     "a reciprocal": lambda: Sandwich(lambda x: x.reciprocal()),
 }
 
