@@ -181,6 +181,9 @@ MASKABLE: dict[str, Callable[[], nn.Module]] = {
         lambda x: F.group_norm(x.mT, WIDTH).sum(1, keepdim=True).mT, 1
     ),
     "weight norm": lambda: Sandwich(nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, 4)), 4),
+    "a sum of what a sigmoid has read": lambda: Sandwich(
+        lambda x: x.sigmoid() * x.sum(-1, keepdim=True)
+    ),
     "a bias that masking zeroes": lambda: Images(nn.Identity(), bias=True),
 }
 
