@@ -193,7 +193,7 @@ def roll(call: Call) -> Effect:
 def pad(call: Call) -> Effect:
     """Constant padding: new indices, which are fixed, before and after; negative padding crops."""
     axes = list(call.axes("self"))
-    padding: Sequence[int] = call.arguments.get("pad") or call["padding"]
+    padding: Sequence[int] = call["pad"]
     for position in range(len(padding) // 2):
         dim = len(axes) - 1 - position
         before, after = padding[2 * position : 2 * position + 2]

@@ -103,6 +103,7 @@ VIEWS: tuple[Sample, ...] = (
         over_flagged="the padded dimension itself is filled with zeros where it was zero",
     ),
     sample("constant_pad_nd", lambda x: F.pad(x, (-1, 1)), real(4, 3)),
+    sample("constant_pad_nd", lambda x: F.pad(x, ()), real(4, 3)),
     sample("reflection_pad1d", lambda x: F.pad(x, (1, 2), mode="reflect"), real(2, 3, 5)),
     sample("reflection_pad2d", lambda x: F.pad(x, (1, 2, 3, 1), mode="reflect"), real(2, 3, 5, 4)),
     sample("reflection_pad3d", lambda x: F.pad(x, (1,) * 6, mode="reflect"), real(2, 3, 5, 4, 6)),
