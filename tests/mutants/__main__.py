@@ -63,10 +63,11 @@ def main() -> int:
 
 
 def _shoot(range_: Range, chosen: Sequence[Mutant], jobs: int) -> list[Outcome]:
-    """Fire at all mutants, after a control: the package as it is survives."""
-    (control,) = range_.fire([replace(chosen[0], after=chosen[0].before)], 1)
-    if control.killed or not control.tests:
-        raise SystemExit(f"the package as it is does not survive: {report.line(control)}")
+    """Fire at all mutants, after controls: the package as it is survives, imported anew or not."""
+    unchanged = replace(chosen[0], after=chosen[0].before)
+    for control in range_.fire([unchanged, replace(unchanged, function="", start=0)], 1):
+        if control.killed or not control.tests:
+            raise SystemExit(f"the package as it is does not survive: {report.line(control)}")
     outcomes: list[Outcome] = []
     for outcome in range_.fire(chosen, jobs):
         outcomes.append(outcome)

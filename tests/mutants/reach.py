@@ -29,7 +29,7 @@ SUITE: tuple[str, ...] = (
     *(f"tests/{name}" for name in "factorization compensation".split()),
     *(
         f"tests/test_{n}.py"
-        for n in "coverage errors explain growing grouping meta_kernels".split()
+        for n in "coverage dynamic_sizes errors explain growing grouping meta_kernels".split()
     ),
 )
 _STORE = "reach.json"

@@ -280,7 +280,9 @@ def exchange(mutant: Mutant) -> bool:
         code = next(c for c in code.co_consts if isinstance(c, CodeType) and c.co_name == name)
         found = vars(holder).get(name)
         function = _plain(found)
-        if function is not None:  # functions inside it are made by its code
+        if function is not None:
+            if position < len(path) - 1:  # an inner function, which may be in some table already
+                return False
             same = function.__code__.co_freevars == code.co_freevars
             function.__code__ = code if same else function.__code__
             return same

@@ -15,16 +15,19 @@ from fxprune.axes import Atom, Axis
 from fxprune.last_units import last_units
 from fxprune.plans import PruningPlan
 
-LIBRARY = torch.library.Library("fxprune_slices", "FRAGMENT")
-LIBRARY.define("spread(Tensor x) -> Tensor")
-
 
 def spread(x: Tensor) -> Tensor:
     part = x[:, 2::5]
     return part.amax(1, keepdim=True) - part.amin(1, keepdim=True)
 
 
-LIBRARY.impl("spread", spread, "CompositeImplicitAutograd")
+@pytest.fixture(scope="module", autouse=True)
+def library() -> torch.library.Library:
+    """The library object owns its operators, which torch takes once: not where this is imported."""
+    library = torch.library.Library("fxprune_slices", "FRAGMENT")
+    library.define("spread(Tensor x) -> Tensor")
+    library.impl("spread", spread, "CompositeImplicitAutograd")
+    return library
 
 
 class Slices(nn.Module):
