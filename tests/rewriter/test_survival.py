@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune import Analysis, PruningPlan, rewrite, verify
+from fxprune import Analysis, PruningPlan, rewrite, slicing, verify
 from tests.masking import TOLERANCE, alive, error, masked_error, random_plan, traced
 
 
@@ -171,6 +171,19 @@ def test_memory_formats() -> None:
     assert not weight.is_contiguous()
     plain, analysis = traced(alive(Net()), IMAGES)
     assert rewrite(plain, random_plan(analysis)).stem.weight.is_contiguous()
+
+
+def test_the_memory_format_of_a_large_pointwise_convolution(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its weight has either format; its strides decide which one the images have after it."""
+    monkeypatch.setattr(slicing, "_BLOCK", 1)
+    graph, analysis = traced(alive(Net()), IMAGES)
+    pruned = rewrite(graph, random_plan(analysis))
+    weight = pruned.back.weight
+    assert weight.stride() == torch.empty(weight.shape).stride()
+    images = torch.rand(2, weight.shape[1], 8, 8, dtype=torch.float64)
+    assert pruned.back(images).is_contiguous()
 
 
 def test_results_own_their_memory(made: Made) -> None:
