@@ -57,14 +57,12 @@ def roles_of(propagation: Propagation) -> Roles:
     for record in propagation.records:
         sources = [origins.get(key) for key, _ in record.inputs]
         known = [source for source in sources if source is not None]
-        if not known:
-            continue
-        if len(known) == len(sources) and record.effect.kind is not Kind.FRESH:
-            union = frozenset().union(*known)
-            origins.update(dict.fromkeys(record.outputs, union))
+        kind = record.effect.kind
+        if len(known) == len(sources):  # nothing of the model's inputs
+            made = frozenset().union(*known) if kind is not Kind.FRESH else frozenset()
+            origins.update(dict.fromkeys(record.outputs, made))
             if record.call.name not in _LOOKUPS:
                 continue
-        kind = record.effect.kind
         if kind in (Kind.CONTRACT, Kind.RECURRENT) or record.call.name in _LOOKUPS:
             _read_contraction(record, origins, consumers, producers, biases)
         elif record.call.name in _ADDED:

@@ -64,6 +64,29 @@ def test_a_weight_that_reads_along_its_first_dimension_consumes() -> None:
     assert roles == {"first.weight": "producer", "first.bias": "bias", "matrix": "consumer"}
 
 
+class WithConstants(nn.Module):
+    """Parameters that meet tensors of ones and twos before anything of the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(8, 3))
+        self.scale, self.shift = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(8))
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x @ (self.first * torch.full((1,), 2.0)).T
+        return self.last(
+            x * (torch.ones(8) + self.scale) + self.shift * torch.ones_like(self.shift)
+        )
+
+
+def test_constants_say_nothing_of_roles() -> None:
+    (group,) = analysed(WithConstants(), torch.randn(2, 3)).groups
+    roles = {member.parameter: member.role for member in group.members}
+    expected = {"first": "producer", "scale": "norm", "shift": "bias", "last.weight": "consumer"}
+    assert roles == expected
+
+
 class Tables(nn.Module):
     """A product of buffers, whose inner dimension belongs to no parameter."""
 
