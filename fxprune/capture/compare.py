@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -18,6 +18,8 @@ from fxprune.capture.sizes import SizeFloat, SizeInt, plain, size_of
 
 #: a size of an input, as an expression -> (its value in each capture, the unit of its changes)
 Known = Mapping[Expr, tuple[tuple[int, ...], int]]
+#: looks at the index of a record, at it, and at whether forward asked for a size; raises Mismatch
+Check = Callable[[int, Record, bool], None]
 # Functions that may be constant at the sizes tried and not at others.
 _UNEVEN = frozenset({operator.mod, math.ceil, math.floor, math.trunc, round})
 
@@ -26,20 +28,75 @@ class Mismatch(Exception):
     """Captures at different sizes that are not the same graph; the message says where."""
 
 
+def follows(base: Capture) -> Check:
+    """A check that records are the same operations as those of `base`."""
+
+    def check(index: int, record: Record, _: bool) -> None:
+        if index >= len(base.records):
+            raise Mismatch(f"the model runs more operations ({record.name} at {record.line})")
+        expected = base.records[index]
+        if (record.op, record.target) != (expected.op, expected.target):
+            names = " and ".join(sorted({expected.name, record.name}))
+            raise Mismatch(f"the model takes different paths ({names} at {expected.line})")
+
+    return check
+
+
+def follows_exactly(base: Capture) -> Check:
+    """`follows`, and a check of literals that no size can have made, for runs in another mode."""
+    same_operation = follows(base)
+
+    def check(index: int, record: Record, measures: bool) -> None:
+        same_operation(index, record, measures)
+        expected = base.records[index]
+        pairs = [*zip(expected.args, record.args, strict=False)]
+        pairs += [(value, record.kwargs.get(key)) for key, value in expected.kwargs.items()]
+        if any(_differ_by_mode(mine, theirs) for mine, theirs in pairs):
+            raise Mismatch(f"{record.name} at {record.line} has other literals")
+
+    return check
+
+
+def _differ_by_mode(mine: Any, other: Any) -> bool:
+    if type(mine) is not type(other) or mine == other:
+        return False
+    if type(mine) is float:
+        return not (mine.is_integer() and other.is_integer())
+    return isinstance(mine, bool)
+
+
+def asks_for_no_size(_: int, __: Record, measures: bool) -> None:
+    """A check that ends runs whose literals may be made of sizes."""
+    if measures:
+        raise Mismatch("the model asks for sizes")
+
+
+def at_most(limit: int) -> Check:
+    """A check that ends runs of more records."""
+
+    def check(index: int, record: Record, _: bool) -> None:
+        if index >= limit:
+            raise Mismatch(f"the model runs many more operations (as at {record.line})")
+
+    return check
+
+
 def merge_captures(captures: Sequence[Capture], known: Known) -> Capture:
     """One capture with `Expr` for every size that varies. Raises Mismatch."""
     base = captures[0]
-    for other in captures[1:]:
-        _same_constants(base, other)
     check_structure(captures)
     records = [_merge_record(rs, known) for rs in zip(*(c.records for c in captures), strict=True)]
     output = merge(tuple(c.output for c in captures), known)
     log = _merge_logs(captures, known)
-    shapes = {
+    return replace(base, records=records, output=output, log=log, shapes=merge_shapes(captures))
+
+
+def merge_shapes(captures: Sequence[Capture]) -> Mapping[Ref, tuple[tuple[int, ...], ...]]:
+    """The shapes of all results, with the sizes in each of the captures."""
+    return {
         ref: tuple(sum(sizes, ()) for sizes in zip(*(c.shapes[ref] for c in captures), strict=True))
-        for ref in base.shapes
+        for ref in captures[0].shapes
     }
-    return replace(base, records=records, output=output, log=log, shapes=shapes)
 
 
 def _same_constants(base: Capture, other: Capture) -> None:
@@ -53,18 +110,15 @@ def _same_constants(base: Capture, other: Capture) -> None:
 
 
 def check_structure(captures: Sequence[Capture]) -> None:
-    """Raise Mismatch if the captures are not the same operations in the same order."""
-    kinds = [[(r.op, r.target) for r in c.records] for c in captures]
-    if any(other != kinds[0] for other in kinds[1:]):
-        raise Mismatch(_first_difference(captures))
-
-
-def _first_difference(captures: Sequence[Capture]) -> str:
-    for group in zip(*(c.records for c in captures), strict=False):
-        if len({(r.op, r.name) for r in group}) > 1:
-            names = " and ".join(sorted({r.name for r in group}))
-            return f"the model takes different paths ({names} at {group[0].line})"
-    return "the model runs a different number of operations"
+    """Raise Mismatch if the captures are not the same operations, constants and results."""
+    base, *others = captures
+    check = follows(base)
+    for other in others:
+        _same_constants(base, other)
+        for index, record in enumerate(other.records):
+            check(index, record, False)
+        if len(other.records) < len(base.records):
+            raise Mismatch("the model runs fewer operations")
 
 
 def _merge_record(group: tuple[Record, ...], known: Known) -> Record:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import fx, nn
 
 from fxprune.capture import dynamic as dims
 from fxprune.capture import guards
+from fxprune.capture.compare import asks_for_no_size, follows, follows_exactly
 from fxprune.capture.emit import Emitter, build, free_name
 from fxprune.capture.inputs import Inputs, Sizes, bind
 from fxprune.capture.interception import intercepting
@@ -21,6 +23,7 @@ from fxprune.capture.modes import depends_on_mode, follow_modes
 from fxprune.capture.precision import follow_precision
 from fxprune.capture.records import Capture, Ref, TraceInfo
 from fxprune.capture.runs import Runs
+from fxprune.capture.trials import Trials
 from fxprune.collection import paused_collection
 from fxprune.errors import TraceError
 from fxprune.walks import named_parameters
@@ -74,39 +77,32 @@ def _captured(
 ) -> tuple[dims.Found, tuple[str, ...]]:
     """The capture that holds at all sizes and in both modes; notes on where train mode differs."""
     base, runs = _first(source, inputs)
-    train = _Train(runs) if depends_on_mode(source.modules, base.reached) else None
-    found, runs = _searched(base, runs, dynamic, train if not base.measures else None)
+    modes = depends_on_mode(source.modules, base.reached)
+    found, runs = _searched(base, runs, dynamic, modes)
     dims.require(found, inputs, dynamic)
     capture = _any_precision(found.capture, runs)
     notes: tuple[str, ...] = ()
-    if train is not None and not found.modeless:
-        capture, notes = follow_modes(capture, train.any_size)
+    if modes and not found.in_both_modes:
+        capture, notes = follow_modes(capture, lambda: found.trained or runs({}, training=True))
     return replace(found, capture=capture), notes
 
 
-@dataclass
-class _Train:
-    """Runs in train mode; one in which forward asks for no size stands for all sizes."""
-
-    runs: Runs
-    found: Capture | None = None
-
-    def __call__(self, sizes: Sizes) -> Capture:
-        capture = self.runs(sizes, training=True)
-        self.found = None if capture.measures else capture
-        return capture
-
-    def any_size(self) -> Capture:
-        """What the model does in train mode."""
-        return self.found or self.runs({}, training=True)
+def _trials(base: Capture, runs: Runs, modes: bool) -> Trials:
+    """Trials at other sizes; also in train mode, if the modes may differ."""
+    leaves = {leaf.label: leaf for leaf in runs.inputs.leaves}
+    run = partial(runs, check=follows(base))
+    like = follows_exactly(base) if base.measures else asks_for_no_size
+    return Trials(base, leaves, run, partial(runs, training=True, check=like) if modes else None)
 
 
 def _searched(
-    base: Capture, runs: Runs, dynamic: Dynamic | None, train: _Train | None
+    base: Capture, runs: Runs, dynamic: Dynamic | None, modes: bool
 ) -> tuple[dims.Found, Runs]:
     """What may vary; where that is more after a call at other sizes, with runs that follow one."""
-    found = dims.search(runs.inputs, base, runs.like(base), dynamic, train)
-    if not found.renews:
+    bounded = runs.bounded(base)
+    trials = _trials(base, bounded, modes)
+    found = dims.search(runs.inputs, trials, dynamic)
+    if not found.failed or not _renew(bounded, trials.differs):
         return found, runs
     failed = tuple(found.failed)
     for symbols in (failed, *((symbol,) for symbol in failed)):
@@ -114,14 +110,25 @@ def _searched(
         later = replace(runs, after=(one, other))
         try:
             base = later.renewed()
-            if not dims.varies(runs.inputs, base, later.like(base), symbols):
+            trials = _trials(base, later.bounded(base), modes)
+            if not dims.varies(trials, symbols):
                 continue
-            second = dims.search(runs.inputs, base, later.like(base), dynamic)
+            second = dims.search(runs.inputs, trials, dynamic)
         except Exception:  # whatever the model does at these sizes
             continue
         if second.varying > found.varying:
             return second, later
     return found, runs
+
+
+def _renew(runs: Runs, tried: Sequence[Sizes]) -> bool:
+    """Whether the model keeps other values at other sizes: at the first that it runs at."""
+    for sizes in tried:
+        try:
+            return runs.renew(sizes)
+        except Exception:  # whatever the model raises at these sizes
+            continue
+    return False
 
 
 def _renamed(model: nn.Module) -> dict[str, str]:

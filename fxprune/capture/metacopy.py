@@ -235,6 +235,11 @@ class Template:
         memo: dict[int, Any] = dict(self.twins)
         return {id(m): copy_module(m, memo) for m in self.modules.values() if _is_plain_layer(m)}
 
+    @functools.cached_property
+    def counters(self) -> frozenset[str]:
+        """The buffers in which batch norms count their batches in train mode."""
+        return frozenset(name for name in self.tensors if name.endswith("num_batches_tracked"))
+
     @property
     def dtype(self) -> torch.dtype | None:
         """The precision of the model: the dtype of its first floating tensor."""

@@ -9,12 +9,14 @@ from typing import Any
 
 from torch import nn
 
+from fxprune.capture.compare import Mismatch, check_structure, merge, merge_shapes
 from fxprune.capture.leaves import leaf_base, reads_training
-from fxprune.capture.records import Attr, Capture, Expr, Mode, Record, Ref
+from fxprune.capture.records import Attr, Capture, Expr, Mode, Precision, Record, Ref
 from fxprune.capture.sizes import SizeFloat, SizeInt
 from fxprune.modules import ByMode
 
 _COUNTER = "num_batches_tracked"
+_NUMBERS = (bool, int, float)
 
 
 def depends_on_mode(modules: Mapping[str, nn.Module], reached: Mapping[str, Any]) -> bool:
@@ -42,22 +44,41 @@ def follow_modes(capture: Capture, train: Callable[[], Capture]) -> tuple[Captur
     records = list(capture.records)
     theirs = _by_source(other, capture.drop_paths)
     ours = _by_source(capture, capture.drop_paths)
-    for source, indices in ours.items():
-        counterparts = theirs.pop(source, [])
-        pairs = _align(capture, other, indices, counterparts)
-        extra = _unmatched(capture, indices, {i for i, _ in pairs})
-        extra += [f"+{n}" for n in _unmatched(other, counterparts, {j for _, j in pairs})]
+    pairs: list[tuple[int, int]] = []
+    for source in [*ours, *(source for source in theirs if source not in ours)]:
+        mine, counterparts = ours.get(source, []), theirs.get(source, [])
+        aligned = _align(capture, other, mine, counterparts)
+        pairs += aligned
+        extra = _unmatched(capture, mine, {i for i, _ in aligned})
+        extra += [f"+{n}" for n in _unmatched(other, counterparts, {j for _, j in aligned})]
         if extra:
             notes.append(f"{source or 'the model'}: train mode differs by {', '.join(extra)}")
-        for mine, their in pairs:
-            try:
-                records[mine] = _merge(records[mine], other.records[their])
-            except _Differs as error:
-                notes.append(f"{source or 'the model'}: {records[mine].name} {error}")
-    for source, indices in theirs.items():
-        names = ", ".join(f"+{other.records[i].name}" for i in indices)
-        notes.append(f"{source or 'the model'}: train mode differs by {names}")
+    twins = {i: i for i, record in enumerate(records) if record.op == "placeholder"}
+    twins |= {j: i for i, j in pairs}
+    for index, twin in pairs:
+        record = records[index]
+        try:
+            records[index] = _merge(record, other.records[twin], twins)
+        except _Differs as error:
+            notes.append(f"{record.source or 'the model'}: {record.name} {error}")
     return replace(capture, records=records), tuple(notes)
+
+
+def merge_modes(capture: Capture, train: Capture) -> Capture:
+    """A capture with a `Mode` for each number in which one in train mode differs.
+
+    Unlike `follow_modes`, raises Mismatch for whatever else differs.
+    """
+    both = capture, train
+    check_structure(both)
+    merge((capture.output, train.output), {})
+    same = {index: index for index in range(len(capture.records))}
+    try:
+        pairs = zip(capture.records, train.records, strict=True)
+        records = [_merge(mine, theirs, same) for mine, theirs in pairs]
+    except _Differs as error:
+        raise Mismatch(str(error)) from None
+    return replace(capture, records=records, shapes=merge_shapes(both))
 
 
 def _by_source(capture: Capture, skipped: frozenset[str]) -> dict[str, list[int]]:
@@ -103,25 +124,41 @@ class _Differs(Exception):
     """Two arguments differ between the modes by more than a number."""
 
 
-def _merge(record: Record, other: Record) -> Record:
-    args = _values(record.args, other.args)
-    kwargs = _values(record.kwargs, other.kwargs)
+def _merge(record: Record, other: Record, twins: Mapping[int, int]) -> Record:
+    args = _values(record.args, other.args, twins)
+    kwargs = _values(record.kwargs, other.kwargs, twins)
     return replace(record, args=args, kwargs=kwargs)
 
 
-def _values(mine: Any, other: Any) -> Any:
-    if isinstance(mine, (Ref, Expr, SizeInt, SizeFloat)) or isinstance(other, Ref):
-        # What flows along the edges may differ; the structure was aligned by name.
+def _values(mine: Any, other: Any, twins: Mapping[int, int]) -> Any:
+    """An argument with a `Mode` for each number that differs.
+
+    twins: records of the train capture -> those of this one.
+    """
+    if isinstance(mine, Ref) or isinstance(other, Ref):
+        if not isinstance(mine, Ref) or not isinstance(other, Ref):
+            raise _Differs("takes other values in train mode")
+        # What only train mode computes has no twin, and was noted where it is.
+        if mine != Ref(twins.get(other.index, mine.index), other.path):
+            raise _Differs("takes other values in train mode")
+        return mine
+    if isinstance(mine, (Expr, Precision, SizeInt, SizeFloat)):
         return mine
     if isinstance(mine, (tuple, list)) and type(other) is type(mine) and len(other) == len(mine):
-        return type(mine)(_values(a, b) for a, b in zip(mine, other, strict=True))
+        return type(mine)(_values(a, b, twins) for a, b in zip(mine, other, strict=True))
     if isinstance(mine, dict) and isinstance(other, dict) and list(mine) == list(other):
-        return {key: _values(mine[key], other[key]) for key in mine}
-    numbers = (bool, int, float)
-    if isinstance(mine, numbers) and isinstance(other, numbers) and mine != other:
+        return {key: _values(mine[key], other[key], twins) for key in mine}
+    if isinstance(mine, _NUMBERS) and isinstance(other, _NUMBERS):
+        if mine == other:
+            return mine
         if isinstance(other, (SizeInt, SizeFloat)):
             raise _Differs(f"has {mine} in eval mode and a size in train mode")
         return Mode(train_value=other, eval_value=mine)
-    if isinstance(mine, (Attr, str)) and mine != other:
+    if isinstance(mine, slice) and isinstance(other, slice):
+        one, two = ((v.start, v.stop, v.step) for v in (mine, other))
+        if any(isinstance(v, Mode) for v in _values(one, two, twins)):
+            raise _Differs(f"has {mine} in eval mode and {other} in train mode")
+        return mine
+    if type(mine) is not type(other) or mine != other:
         raise _Differs(f"has {mine} in eval mode and {other} in train mode")
     return mine

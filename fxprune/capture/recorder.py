@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,22 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fxprune.capture import gradients, leaves, shapes, special
-from fxprune.capture.compare import Mismatch
+from fxprune.capture.compare import Check
 from fxprune.capture.constants import Replay, numbers
 from fxprune.capture.lines import user_line
 from fxprune.capture.lowerings import FUNCTIONS, LOWERINGS
 from fxprune.capture.records import Attr, Capture, Record, Ref
 from fxprune.capture.sizes import Log, SizeFloat, SizeInt, of_capture, plain, size_of, sized
-from fxprune.capture.targets import CONSTRUCTORS, RANDOM, RANKS, as_documented, mutates, target_of
+from fxprune.capture.targets import (
+    ATOMS,
+    CONSTRUCTORS,
+    DTYPES,
+    RANDOM,
+    RANKS,
+    as_documented,
+    mutates,
+    target_of,
+)
 from fxprune.errors import TraceError
 from fxprune.meta_kernels import MetaKernels
 
@@ -30,7 +38,8 @@ class Recorder(TorchFunctionMode):
 
     names: id(meta tensor) -> qualified name of the parameter, buffer or plain attribute.
     real: name -> the tensor with data, for constants. owners: path -> module of the copy.
-    limit: after how many records to raise Mismatch.
+    check: what is asked of each record; may raise Mismatch. unseen: the tensors whose updates are
+    not recorded.
     """
 
     def __init__(
@@ -39,7 +48,8 @@ class Recorder(TorchFunctionMode):
         real: dict[str, Tensor],
         owners: dict[str, nn.Module],
         device: torch.device,
-        limit: int | None = None,
+        check: Check | None = None,
+        unseen: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
         self.names = names.copy()
@@ -47,7 +57,8 @@ class Recorder(TorchFunctionMode):
         self.owners = owners
         self.modules = {id(module): path for path, module in owners.items()}
         self.device = device
-        self.limit = limit
+        self.check = check
+        self.unseen = unseen
         self.records: list[Record] = []
         self.refs: dict[int, Ref] = {}
         self.shapes: dict[Ref, tuple[int, ...]] = {}
@@ -68,15 +79,14 @@ class Recorder(TorchFunctionMode):
 
     def convert(self, value: Any) -> tuple[Any, Any]:
         """(what the record holds, what the call on meta gets) for an argument."""
-        kind = type(value)
-        if kind in _ATOMS:
+        if (kind := type(value)) in ATOMS:
             return value, value
         if kind is SizeInt or kind is SizeFloat:
             return of_capture(value, self.log), plain(value)
         if isinstance(value, Tensor):
             return self.convert_tensor(value)
         if kind is type:
-            dtype = _DTYPES.get(value, value)
+            dtype = DTYPES.get(value, value)
             return dtype, dtype
         if kind is slice:
             parts = [self.convert(p) for p in (value.start, value.stop, value.step)]
@@ -172,8 +182,8 @@ class Recorder(TorchFunctionMode):
             )
         record = Record(op, target, args, kwargs, self.stack[-1], line)
         self.records.append(record)
-        if self.limit is not None and len(self.records) > self.limit:
-            raise Mismatch(f"the model runs many more operations (as at {line})")
+        if self.check is not None:
+            self.check(len(self.records) - 1, record, self.measures)
         return len(self.records) - 1
 
     def sizes(self, tensor: Tensor) -> Any:
@@ -234,8 +244,10 @@ class Recorder(TorchFunctionMode):
                 self.replay.note(self.add(op, target, rec, rec_kwargs), rec, rec_kwargs, run[0])
             return result
         op, target, rec = target_of(func, tuple(p[0] for p in pairs), rec_kwargs)
-        index = self.add(op, target, rec, rec_kwargs)
         written = mutates(op, target, rec_kwargs)
+        if written and isinstance(rec[0], Attr) and rec[0].name in self.unseen:
+            return result
+        index = self.add(op, target, rec, rec_kwargs)
         self.replay.note(
             index, rec, rec_kwargs, run[0] if written and run else None, func in RANDOM
         )
@@ -362,17 +374,6 @@ class Recorder(TorchFunctionMode):
             self.plain, shapes, self.measures,
         )  # fmt: skip
 
-
-_ATOMS = frozenset(
-    {int, float, bool, str, type(None), complex, torch.dtype, torch.device, torch.memory_format,
-     type(Ellipsis), torch.layout}
-)  # fmt: skip
-
-
-_DTYPES: Mapping[type, torch.dtype] = MappingProxyType(
-    {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
-)
-"""What torch takes Python's types for; generated code cannot name them."""
 
 _NEEDS_NUMBER = "Tensor.item() cannot be called on meta tensors"
 

@@ -74,8 +74,6 @@ class Capture:
 
     shapes: for the result of each record, a tuple of sizes per dimension, one for each run.
     measures: whether forward asked for a size; if not, no size can have changed what it did.
-    renews: whether forward, at other sizes than the example's, gave other values to attributes of
-    the model's modules.
     """
 
     records: list[Record]
@@ -87,7 +85,6 @@ class Capture:
     plain: Mapping[str, type] = field(default_factory=dict)
     shapes: Mapping[Ref, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     measures: bool = False
-    renews: bool = False
 
     @property
     def drop_paths(self) -> frozenset[str]:

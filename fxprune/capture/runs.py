@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fxprune.capture.compare import Check, at_most
 from fxprune.capture.constants import read
 from fxprune.capture.inputs import Inputs, Sizes
 from fxprune.capture.interception import recording
@@ -40,7 +41,8 @@ class Runs:
     after      the sizes of the calls that come before each run, if any do: before one at the
                example's sizes, and before one at others. They differ, so that it shows which
                comparisons of sizes are with those of the call before.
-    limit      how many operations a run may record; one that goes on raises Mismatch
+    limit      after how many operations a run ends with Mismatch that nothing else checks; a model
+               that loops over a dimension would go on for minutes at large sizes
     """
 
     source: Template
@@ -49,24 +51,25 @@ class Runs:
     after: tuple[Sizes, Sizes] | None = None
     limit: int | None = None
 
-    def like(self, base: Capture) -> Runs:
-        """Runs that end where they cannot be the same as `base` any more.
-
-        A model that loops over a dimension would go on for minutes at large sizes. Models that make
-        anew what they hold may well do more: they come to their end.
-        """
+    def bounded(self, base: Capture) -> Runs:
+        """Runs of not many more operations than `base`; models may make anew what they hold."""
         return replace(self, limit=max(2 * len(base.records), 1000))
 
-    def __call__(self, sizes: Sizes, training: bool = False) -> Capture:
-        """Capture the model once. Raises TraceError, Mismatch, or what the model raises.
-
-        What the model keeps is looked at where the sizes are not the example's.
-        """
+    def __call__(self, sizes: Sizes, training: bool = False, check: Check | None = None) -> Capture:
+        """Capture the model once. Raises TraceError, Mismatch, or what the model raises."""
         model = self._model(sizes, training)
-        before = _state(model) if sizes else {}
-        recorder, result = self._run(model, sizes)
-        renews = bool(sizes) and bool(_changed(before, _state(model)))
-        return replace(recorder.capture(referenced(recorder, result)), renews=renews)
+        recorder, result = self._run(model, sizes, training, check or self._check)
+        return recorder.capture(referenced(recorder, result))
+
+    def renew(self, sizes: Sizes) -> bool:
+        """Whether a run at these sizes gives other values to attributes of the model's modules.
+
+        Raises Mismatch, or what the model raises.
+        """
+        model = self._model(sizes, training=False)
+        before = _state(model)
+        self._run(model, sizes, False, self._check)
+        return bool(_changed(before, _state(model)))
 
     def renewed(self) -> Capture:
         """The capture at the example's sizes, after the call at others.
@@ -76,7 +79,7 @@ class Runs:
         """
         model = self._model({}, training=False)
         before = _state(model)
-        recorder, result = self._run(model, {})
+        recorder, result = self._run(model, {}, False, self._check)
         held = _state(self.source.model)
         for key, value in _changed(before, _state(model)).items():
             if key not in held or not _same(recorder, value, held[key]):
@@ -87,13 +90,20 @@ class Runs:
         model = self.source.copy(training)
         if self.after is None:
             return model
-        self._run(model, self.after[bool(sizes)])
+        self._run(model, self.after[bool(sizes)], training, self._check)
         return self.source.copy_again(model)
 
-    def _run(self, model: nn.Module, sizes: Sizes) -> tuple[Recorder, Any]:
+    @property
+    def _check(self) -> Check | None:
+        return None if self.limit is None else at_most(self.limit)
+
+    def _run(
+        self, model: nn.Module, sizes: Sizes, training: bool, check: Check | None
+    ) -> tuple[Recorder, Any]:
         source, inputs = self.source, self.inputs
         modules = dict(named_modules(model))
-        recorder = Recorder(source.names, source.tensors, modules, source.device, self.limit)
+        unseen = source.counters if training else frozenset()
+        recorder = Recorder(source.names, source.tensors, modules, source.device, check, unseen)
         values = inputs.meta(sizes)
         for name in inputs.names:
             recorder.add("placeholder", name, (), {})

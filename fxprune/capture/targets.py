@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.utils._device
 from torch import Tensor
+
+ATOMS = frozenset(
+    {int, float, bool, str, type(None), complex, torch.dtype, torch.device, torch.memory_format,
+     type(Ellipsis), torch.layout}
+)  # fmt: skip
+"""Arguments that are recorded as they are."""
+
+DTYPES: Mapping[type, torch.dtype] = MappingProxyType(
+    {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
+)
+"""What torch takes Python's types for; generated code cannot name them."""
 
 _DUNDERS: dict[str, tuple[Callable[..., Any], bool]] = {
     # name of the Tensor method -> (operator, whether the operands are swapped)

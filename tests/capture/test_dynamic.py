@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -109,6 +110,32 @@ def test_a_model_of_multiples_is_guarded_by_its_step() -> None:
         gm(torch.randn(1, 3, 64, 100))
 
 
+@pytest.mark.parametrize(("unit", "sizes"), [(4, (12, 20)), (16, (48, 80)), (64, (64, 192))])
+def test_steps_are_as_small_as_the_model_bears(unit: int, sizes: tuple[int, int]) -> None:
+    def padded(x: Tensor) -> Tensor:
+        rest = [-n % unit for n in (x.shape[3], x.shape[2])]
+        if any(rest):
+            x = F.pad(x, [0, rest[0], 0, rest[1]])
+        return F.avg_pool2d(x, unit)
+
+    model = Fn(padded)
+    gm = trace(model, torch.randn(2, 3, *sizes))
+    assert info(gm).dynamic == {"x": (0, 2, 3)}
+    assert info(gm).steps == {"x": {2: unit, 3: unit}}
+    assert agrees(gm, model, 1, 3, 5 * unit, 2 * unit)
+
+
+def test_an_error_that_the_model_handles_does_not_hide_where_a_trial_differs() -> None:
+    def handled(x: Tensor) -> Tensor:
+        with contextlib.suppress(Exception):
+            if x.shape[1] > 10:
+                x.sin()
+        return x.cos()
+
+    gm = trace(Fn(handled), torch.randn(2, 6))
+    assert info(gm).dynamic == {"x": (0,)}
+
+
 def test_a_size_that_cannot_vary_is_listed_and_guarded() -> None:
     class Positions(nn.Module):
         def __init__(self) -> None:
@@ -144,7 +171,9 @@ def test_a_branch_that_trials_take_specialises() -> None:
     assert info(gm).dynamic == {"x": (0,)}
     assert "takes different paths (add and mul at" in info(gm).specialised["x"][1][1]
     gm = trace(Fn(lambda x: x * 2 if x.shape[1] > 10 else x), torch.randn(2, 6))
-    assert "a different number of operations" in info(gm).specialised["x"][1][1]
+    assert "runs more operations (mul at" in info(gm).specialised["x"][1][1]
+    gm = trace(Fn(lambda x: (x * 2) if x.shape[1] < 10 else x), torch.randn(2, 6))
+    assert "runs fewer operations" in info(gm).specialised["x"][1][1]
 
 
 def test_trials_of_a_loop_end_where_they_differ() -> None:
