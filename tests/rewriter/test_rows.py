@@ -148,10 +148,18 @@ def second(x: Tensor) -> Tensor:
     return torch.ops.aten.select.int(x, -1, 2)[..., None]
 
 
+def some(x: Tensor) -> Tensor:
+    return torch.ops.aten.index_select.default(x, -1, torch.tensor([2, 5, 7]))
+
+
+def indexed(x: Tensor) -> Tensor:
+    return torch.ops.aten.index.Tensor(x, [None, None, torch.tensor([2, 5, 7])])
+
+
 @pytest.mark.parametrize(
     ("pick", "width"),
-    [(lambda x: torch.ops.aten.slice.Tensor(x, -1, 2, 8), 6), (second, 1)],
-    ids=["slice", "select"],
+    [(lambda x: torch.ops.aten.slice.Tensor(x, -1, 2, 8), 6), (second, 1), (some, 3), (indexed, 3)],
+    ids=["slice", "select", "index_select", "index"],
 )
 def test_positions_that_no_row_renumbers_are_an_error(
     pick: Callable[[Tensor], Tensor], width: int
