@@ -102,7 +102,7 @@ def _searched(
     bounded = runs.bounded(base)
     trials = _trials(base, bounded, modes)
     found = dims.search(runs.inputs, trials, dynamic)
-    if not found.failed or not _renew(bounded, trials.differs):
+    if not found.failed or not _renews(bounded, trials.differs):
         return found, runs
     failed = tuple(found.failed)
     for symbols in (failed, *((symbol,) for symbol in failed)):
@@ -121,11 +121,11 @@ def _searched(
     return found, runs
 
 
-def _renew(runs: Runs, tried: Sequence[Sizes]) -> bool:
+def _renews(runs: Runs, tried: Sequence[Sizes]) -> bool:
     """Whether the model keeps other values at other sizes: at the first that it runs at."""
     for sizes in tried:
         try:
-            return runs.renew(sizes)
+            return runs.renews(sizes)
         except Exception:  # whatever the model raises at these sizes
             continue
     return False

@@ -61,7 +61,7 @@ class Runs:
         recorder, result = self._run(model, sizes, training, check or self._check)
         return recorder.capture(referenced(recorder, result))
 
-    def renew(self, sizes: Sizes) -> bool:
+    def renews(self, sizes: Sizes) -> bool:
         """Whether a run at these sizes gives other values to attributes of the model's modules.
 
         Raises Mismatch, or what the model raises.
