@@ -81,7 +81,9 @@ def _pairs(mine: Axis, theirs: Axis) -> Iterator[tuple[Atom, Atom]]:
         return
     for parts in (factors_of, segments_of):
         ours, other = parts(mine), parts(theirs)
-        if len(ours) > 1 and [a.size for a in ours] == [a.size for a in other]:
+        if (ours, other) == ((mine,), (theirs,)):
+            continue  # neither is made of such parts
+        if [a.size for a in ours] == [a.size for a in other]:
             for one, two in zip(ours, other, strict=True):
                 yield from _pairs(one, two)
             return
