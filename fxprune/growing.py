@@ -45,6 +45,10 @@ class Record(Protocol):
         """Its name and arguments."""
 
     @property
+    def inputs(self) -> tuple[tuple[Any, Layout], ...]:
+        """The tensors that it reads, with their axes."""
+
+    @property
     def moved(self) -> list[Axis]:
         """The axes that it reads and does not pass on unchanged."""
 
@@ -68,13 +72,18 @@ def growing(
         "beside a part whose size follows the inputs": [*_uneven(layouts)],
         "read by position, and its size follows the inputs": [*_taken_apart(records)],
     }
+    whole = [*_passed_on(layouts, records)]
     views = [*_views(layouts)]
-    if not (views or any(found.values())):
+    if not (views or whole or any(found.values())):
         return
     shapes = _shapes_elsewhere(traced, info, values)
     sizes = {} if shapes is None else _sizes_of_axes(layouts, shapes)
     for reason, axes in found.items():
         yield from ((axis, reason) for axis in axes if sizes.get(id(find(axis))) != axis.size)
+    elsewhere = {} if shapes is None else _all_sizes_of_axes(layouts, shapes)
+    for axis in whole:
+        if len(elsewhere.get(id(find(axis)), ())) != 1:
+            yield axis, "read by position, and its size follows the inputs"
     for node in views:
         source = node.all_input_nodes[0]
         before, after = _axes(layouts[source]), _axes(layouts[node])
@@ -98,6 +107,19 @@ def _taken_apart(records: Iterable[Record]) -> Iterator[Axis]:
     for record in records:
         if record.call.name in _BY_POSITION:
             yield from filter(_may_grow, record.moved)
+
+
+def _passed_on(layouts: Layouts, records: Iterable[Record]) -> Iterator[Axis]:
+    """The dimensions that may grow, of which an op reads all positions at the example's size.
+
+    Where it does so by number (`x[:, :12]`, or a list of indices), it cuts them at other sizes.
+    """
+    for record in records:
+        if record.call.name in _BY_POSITION:
+            yield from filter(_may_grow, record.inputs[0][1])
+    for node, value in layouts.items():
+        if name_of(node) == "getitem":  # of all that there is, it executes nothing
+            yield from filter(_may_grow, _axes(value))
 
 
 def _views(layouts: Layouts) -> Iterator[fx.Node]:
@@ -157,6 +179,17 @@ def other_sizes(info: TraceInfo, names: Sequence[str], values: Values, doubled: 
                 size, step = tensor.shape[dim], info.steps.get(label, {}).get(dim, 1)
                 steps = 1 - (-size // step) if doubled else -(size // 2 // step)
                 sizes[label, dim] = size + steps * step
+    return sizes
+
+
+def _all_sizes_of_axes(
+    layouts: Layouts, shapes: Mapping[fx.Node, Shapes]
+) -> Mapping[int, frozenset[int]]:
+    """The sizes of each dimension's axis, by its identity, wherever it occurs."""
+    sizes: dict[int, frozenset[int]] = {}
+    for node, value in layouts.items():
+        for axis, size in zip(_axes(value), *shapes[node][:1], strict=False):
+            sizes[id(find(axis))] = sizes.get(id(find(axis)), frozenset()) | {size}
     return sizes
 
 

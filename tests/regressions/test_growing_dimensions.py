@@ -196,12 +196,28 @@ def _differences(h: Tensor) -> Tensor:
     return h.flatten(1).diff(dim=1)
 
 
+def _first_by_number(h: Tensor) -> Tensor:
+    flat = h.flatten(1)
+    return flat[:, :32]
+
+
+def _indexed_by_number(h: Tensor) -> Tensor:
+    return h.flatten(1)[:, list(range(32))]
+
+
+def _selected_by_number(h: Tensor) -> Tensor:
+    return h.flatten(1).index_select(1, torch.arange(32))
+
+
+ALL = (_first_by_number, _indexed_by_number, _selected_by_number)
+"""Reads that take all there is at the example's length."""
+
 FOLDED = (_from_second, _to_last, _every_other, _rolled, _first_of_chunks, _end_of_joined)
 MORE = (_joined_in_front, _joined_twice, _written, _selected, _split, _split_at, _indexed)
 OTHERS = (_chosen, _halves, _differences)
 
 
-@pytest.mark.parametrize("read", [*FOLDED, *MORE, *OTHERS], ids=lambda read: read.__name__)
+@pytest.mark.parametrize("read", [*FOLDED, *MORE, *OTHERS, *ALL], ids=lambda read: read.__name__)
 def test_channels_folded_into_time_that_are_read_by_position_stay(read: Read) -> None:
     # Other lengths gave other time steps, without a word, or failed.
     inputs = torch.randn(2, 4, 5, dtype=torch.float64)
