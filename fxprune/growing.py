@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import math
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 from torch import fx
@@ -164,10 +164,22 @@ def _shapes_elsewhere(
     names = [str(node.target) for node in traced.graph.nodes if node.op == "placeholder"]
     for doubled in (True, False):
         sizes = other_sizes(info, names, values, doubled)
+        if not doubled and sizes.items() & _sizes_here(values, names):
+            break  # half a step is none: these sizes would show nothing
         # A guard may refuse these sizes, and the model's operations may raise anything.
         with contextlib.suppress(Exception):
             return shapes_on_meta(traced, tuple(on_meta(values, names, sizes)))
     return None
+
+
+def _sizes_here(values: Values, names: Sequence[str]) -> Set[tuple[tuple[str, int], int]]:
+    """The example's sizes: ((label, dimension), size)."""
+    return {
+        ((label, dim), size)
+        for value, name in zip(values, names, strict=True)
+        for label, _, tensor in tensors_in(value, name)
+        for dim, size in enumerate(tensor.shape)
+    }
 
 
 def other_sizes(info: TraceInfo, names: Sequence[str], values: Values, doubled: bool) -> Sizes:
