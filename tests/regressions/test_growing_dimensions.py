@@ -419,3 +419,23 @@ def test_where_no_other_sizes_can_be_tried_channels_beside_growing_ones_are_prun
     assert pruned.first.out_features < 8
     for length in (20, 15, 33):
         assert fxprune.verify(graph, plan, pruned, inputs[:, :length]).ok
+
+
+class Numbered(nn.Module):
+    """Reads as many positions as there are, by number; the view lets sizes vary by steps alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv3d(2, 10, 1), nn.Linear(360, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        flat = self.first(x).flatten(1)
+        return self.last(flat[:, list(range(360))]), self.last(flat.view(-1, 1, 360))
+
+
+def test_sizes_that_halving_does_not_change_show_nothing() -> None:
+    # Doubled ones are refused by a guard, and the example's own, once more, showed no growth.
+    inputs = torch.randn(2, 2, 3, 4, 3, dtype=torch.float64)
+    graph, analysis = traced(alive(Numbered()), inputs)
+    assert graph.meta["fxprune"].steps
+    assert not analysis.groups
