@@ -54,7 +54,7 @@ class Record(Protocol):
 
 
 def growing(
-    traced: fx.GraphModule, values: Values, layouts: Layouts, records: Iterable[Record]
+    traced: fx.GraphModule, values: Values, layouts: Layouts, records: Sequence[Record]
 ) -> Iterator[tuple[Axis, str]]:
     """The axes that may not shrink because their size follows the inputs, and why not.
 
@@ -77,12 +77,12 @@ def growing(
     if not (views or whole or any(found.values())):
         return
     shapes = _shapes_elsewhere(traced, info, values)
-    sizes = {} if shapes is None else _sizes_of_axes(layouts, shapes)
+    everywhere = {} if shapes is None else _sizes_of_axes(layouts, shapes)
+    sizes = {key: occurring[0] for key, occurring in everywhere.items()}
     for reason, axes in found.items():
         yield from ((axis, reason) for axis in axes if sizes.get(id(find(axis))) != axis.size)
-    elsewhere = {} if shapes is None else _all_sizes_of_axes(layouts, shapes)
     for axis in whole:
-        if len(elsewhere.get(id(find(axis)), ())) != 1:
+        if len(set(everywhere.get(id(find(axis)), ()))) != 1:
             yield axis, "read by position, and its size follows the inputs"
     for node in views:
         source = node.all_input_nodes[0]
@@ -194,23 +194,15 @@ def other_sizes(info: TraceInfo, names: Sequence[str], values: Values, doubled: 
     return sizes
 
 
-def _all_sizes_of_axes(
+def _sizes_of_axes(
     layouts: Layouts, shapes: Mapping[fx.Node, Shapes]
-) -> Mapping[int, frozenset[int]]:
+) -> Mapping[int, tuple[int, ...]]:
     """The sizes of each dimension's axis, by its identity, wherever it occurs."""
-    sizes: dict[int, frozenset[int]] = {}
+    sizes: dict[int, tuple[int, ...]] = {}
     for node, value in layouts.items():
         for axis, size in zip(_axes(value), *shapes[node][:1], strict=False):
-            sizes[id(find(axis))] = sizes.get(id(find(axis)), frozenset()) | {size}
-    return sizes
-
-
-def _sizes_of_axes(layouts: Layouts, shapes: Mapping[fx.Node, Shapes]) -> Mapping[int, int]:
-    """The size of each dimension's axis, by its identity, where it occurs first."""
-    sizes: dict[int, int] = {}
-    for node, value in layouts.items():
-        for axis, size in zip(_axes(value), *shapes[node][:1], strict=False):
-            sizes.setdefault(id(find(axis)), size)
+            key = id(find(axis))
+            sizes[key] = (*sizes.get(key, ()), size)
     return sizes
 
 

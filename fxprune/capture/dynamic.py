@@ -193,7 +193,7 @@ def _wanted(inputs: Inputs, dynamic: Mapping[str, Any] | None) -> dict[tuple[str
 
 def search(inputs: Inputs, trials: Trials, dynamic: Mapping[str, Any] | None) -> Found:
     """Decide which input dimensions are dynamic."""
-    leaves = {leaf.label: leaf for leaf in inputs.leaves}
+    leaves = trials.leaves
     wanted = _wanted(inputs, dynamic)
     reasons: dict[Symbol, str] = {}
     candidates: list[Symbol] = []
@@ -221,7 +221,7 @@ def search(inputs: Inputs, trials: Trials, dynamic: Mapping[str, Any] | None) ->
         for symbol in candidates
         if any(place not in varying for place in symbol.places)
     }
-    found = _found(inputs, proven, everything, reasons)
+    found = _found(leaves, proven, everything, reasons)
     both = proven.symbols in trials.in_both_modes
     return replace(found, failed=failed, in_both_modes=both, trained=trials.trained)
 
@@ -244,11 +244,13 @@ def require(found: Found, inputs: Inputs, dynamic: Mapping[str, Any] | None) -> 
 
 
 def _found(
-    inputs: Inputs, proven: _Proven, everything: Sequence[Symbol], reasons: Mapping[Symbol, str]
+    leaves: Mapping[str, Leaf],
+    proven: _Proven,
+    everything: Sequence[Symbol],
+    reasons: Mapping[Symbol, str],
 ) -> Found:
     chosen = proven.symbols
-    leaves = {leaf.label: leaf for leaf in inputs.leaves}
-    varying: dict[str, list[int]] = {leaf.label: [] for leaf in inputs.leaves}
+    varying: dict[str, list[int]] = {label: [] for label in leaves}
     fixed: dict[str, dict[int, tuple[int, str]]] = {}
     shared: list[tuple[Place, tuple[Place, ...]]] = []
     for symbol in chosen:

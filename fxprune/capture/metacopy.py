@@ -119,6 +119,9 @@ _ATOMIC = frozenset(
 _COLLECTIONS = frozenset({tuple, list, dict, set, collections.OrderedDict})
 
 
+COUNTER = "num_batches_tracked"
+"""Where batch norms count their batches in train mode."""
+
 COMPILED = "_compiled_call_impl"
 """Where `module.compile()` leaves what calls the module that it was called on."""
 
@@ -238,7 +241,7 @@ class Template:
     @functools.cached_property
     def counters(self) -> frozenset[str]:
         """The buffers in which batch norms count their batches in train mode."""
-        return frozenset(name for name in self.tensors if name.endswith("num_batches_tracked"))
+        return frozenset(name for name in self.tensors if name.endswith(COUNTER))
 
     @property
     def dtype(self) -> torch.dtype | None:

@@ -11,11 +11,11 @@ from torch import nn
 
 from fxprune.capture.compare import Mismatch, check_structure, merge, merge_shapes
 from fxprune.capture.leaves import leaf_base, reads_training
+from fxprune.capture.metacopy import COUNTER
 from fxprune.capture.records import Attr, Capture, Expr, Mode, Precision, Record, Ref
 from fxprune.capture.sizes import SizeFloat, SizeInt
 from fxprune.modules import ByMode
 
-_COUNTER = "num_batches_tracked"
 _NUMBERS = (bool, int, float)
 
 
@@ -114,7 +114,7 @@ def _unmatched(capture: Capture, indices: list[int], matched: set[int]) -> list[
     for index in indices:
         record = capture.records[index]
         first = record.args[0] if record.args else None
-        counts = isinstance(first, Attr) and first.name.endswith(_COUNTER)
+        counts = isinstance(first, Attr) and first.name.endswith(COUNTER)
         if index not in matched and not counts:
             names.append(record.name)
     return names
