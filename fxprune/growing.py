@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from torch import fx
 
 from fxprune.axes import Axis, factors_of, find, is_frozen, leaves, segments_of
+from fxprune.capture.chains import REGROUPS
 from fxprune.capture.inputs import Sizes, on_meta, tensors_in
 from fxprune.capture.records import TraceInfo
 from fxprune.dynamic_sizes import name_of
@@ -123,11 +124,12 @@ def _passed_on(layouts: Layouts, records: Iterable[Record]) -> Iterator[Axis]:
 
 
 def _views(layouts: Layouts) -> Iterator[fx.Node]:
-    """The views of or into dimensions that may grow."""
+    """The views of channels that may put them elsewhere, or cut them, at other sizes."""
     for node, value in layouts.items():
         if name_of(node) in _VIEWS:
             around = (*_axes(layouts[node.all_input_nodes[0]]), *_axes(value))
-            if any(map(_may_grow, around)):
+            regroups = node.meta.get(REGROUPS, True)
+            if any(map(_may_grow, around)) or (regroups and any(map(_free, around))):
                 yield node
 
 
@@ -250,17 +252,24 @@ def _runs(axis: Axis) -> list[Run]:
 
 
 def _sized(runs: Sequence[Run], size: int, sizes: Mapping[int, int]) -> list[tuple[int, bool]]:
-    """The runs' sizes in a dimension of that size: that of one follows from the others'.
+    """The runs' sizes in a dimension of that size: 0 for what is not known.
 
-    A size of 0 stands for one that is not known.
+    The model's own factors have one size everywhere, and that of one run follows from the others'.
+    Only of several is looked up what they have elsewhere: an axis need not have that here, where a
+    dimension of one position may lie beside it that grows.
     """
     found = [
-        math.prod(sizes.get(id(f), 0 if is_frozen(f) or _may_grow(f) else f.size) for f in run)
-        for run, _ in runs
+        math.prod(0 if is_frozen(f) or _may_grow(f) else f.size for f in run) for run, _ in runs
     ]
+    if found.count(0) > 1:
+        found = [
+            number or math.prod(sizes.get(id(f), 0) for f in run)
+            for number, (run, _) in zip(found, runs, strict=True)
+        ]
     if found.count(0) == 1:
         found[found.index(0)] = size // math.prod(filter(None, found))
-    return [(number, free) for number, (_, free) in zip(found, runs, strict=True)]
+    known = math.prod(found) == size
+    return [(number * known, free) for number, (_, free) in zip(found, runs, strict=True)]
 
 
 def _places(factors: Sequence[tuple[int, bool]], shape: Sequence[int]) -> list[Place]:

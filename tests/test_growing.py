@@ -80,8 +80,18 @@ def test_the_size_of_one_unknown_run_follows_from_the_others() -> None:
     del known[id(b)]
     assert _sized(runs, 21 * 4 * 11, known) == [(21, False), (4, True), (11, False)]
     del known[id(d)]
-    assert _sized(runs, 21 * 4 * 11, known) == [(0, False), (4, True), (0, False)]
+    assert _sized(runs, 21 * 4 * 11, known) == [(0, False), (0, True), (0, False)]
     assert c.size == 4
+
+
+def test_sizes_that_are_looked_up_must_make_up_the_dimension() -> None:
+    # A dimension of one position lies beside the axis here and grows: 5 is its size without that.
+    algebra = Algebra()
+    atoms = _atoms(algebra, "2! 4 5!")
+    runs, known = _runs(algebra.product(atoms)), {id(atoms[0]): 5, id(atoms[2]): 5}
+    assert _sized(runs, 3 * 5 * 4 * 5, known) == [(0, False), (0, True), (0, False)]
+    assert _sized(runs, 5 * 4 * 5, known) == [(5, False), (4, True), (5, False)]
+    assert _sized(_runs(atoms[0]), 15, known) == [(15, False)]
 
 
 def test_the_size_of_a_free_run_that_grows_follows_too() -> None:

@@ -17,6 +17,9 @@ from torch import fx
 Size = tuple[int, ...]
 Shape = tuple[Size, ...]
 
+REGROUPS = "regroups"
+"""The key in a node's metadata of whether it is a view that `regroups`."""
+
 VIEWS = {"view", "reshape", torch.reshape}
 UNFLATTEN = {"unflatten", torch.unflatten}
 _PERMUTE = {"permute", torch.permute}
@@ -69,6 +72,21 @@ def groups(before: Shape, after: Shape) -> list[Group] | None:
             return None
         found.append(Group(tuple(range(start, i)), tuple(range(stop, j))))
     return found
+
+
+def regroups(before: Shape, after: Shape) -> bool:
+    """Whether a view puts other axes together at other sizes than at the example's.
+
+    Channels times twelve pixels, viewed as rows of twelve, stay channels of twelve pixels only.
+    """
+    if all(map(is_static, before)) and all(map(is_static, after)):
+        return False
+    return groups(before, after) != groups(_in_first(before), _in_first(after))
+
+
+def _in_first(shape: Shape) -> Shape:
+    """The sizes in the first capture."""
+    return tuple(size[:1] for size in shape)
 
 
 def _ones(before: Shape, after: Shape) -> Size:
@@ -150,5 +168,5 @@ def _moved(node: fx.Node, given: fx.Node, order: tuple[int, ...]) -> tuple[int, 
 
 
 def origin(node: fx.Node) -> dict[str, Any]:
-    """The metadata of a node that say where in the model it comes from."""
-    return {key: node.meta[key] for key in ("source", "line") if key in node.meta}
+    """The metadata of a node that say where in the model it comes from, and how it views that."""
+    return {key: node.meta[key] for key in ("source", "line", REGROUPS) if key in node.meta}

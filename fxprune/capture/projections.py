@@ -144,6 +144,7 @@ def _parts(graph: fx.Graph, chain: Chain, place: int, runs: set[_Run]) -> dict[_
         source, axis = chain.source, chain.axis
         if before:
             source = graph.call_method("unflatten", (source, axis, (*before, count * width)))
+            source.meta.update(origin(view))
             axis += len(before)
         whole = graph.call_method("split", (source, sizes), {"dim": axis})
         for run in sorted(runs, key=lambda run: (run.start, run.dropped)):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import fields
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from fxprune.analysis import fingerprint
+from fxprune.capture.chains import REGROUPS
 from fxprune.capture.records import TraceInfo
 from fxprune.checkpoint import vocabulary
 from fxprune.checkpoint.values import Unknown, encode
@@ -18,6 +20,9 @@ from fxprune.meta import plain_attributes
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\Z")
 """Paths of modules and tensors: they become part of the code that torch.fx generates."""
+
+NOTES = MappingProxyType({"source": str, REGROUPS: bool})
+"""What a file keeps of a node's metadata, and of which type that is."""
 
 
 def describe(module: nn.Module) -> tuple[dict[str, Any] | None, list[str]]:
@@ -110,9 +115,12 @@ class _Describer:
             return None
 
     def _notes(self, node: fx.Node) -> dict[str, Any]:
-        """The layer that a node stems from."""
-        source = node.meta.get("source")
-        return {"source": source} if isinstance(source, str) else {}
+        """The layer that a node stems from, and whether it is a view that regroups axes."""
+        return {
+            key: node.meta[key]
+            for key, kind in NOTES.items()
+            if isinstance(node.meta.get(key), kind)
+        }
 
     def _target(self, node: fx.Node) -> Any:
         target: Any = node.target

@@ -19,7 +19,7 @@ from fxprune.assembly import assemble
 from fxprune.capture import guards
 from fxprune.capture.records import TraceInfo
 from fxprune.checkpoint import vocabulary
-from fxprune.checkpoint.describing import NAME, PATH
+from fxprune.checkpoint.describing import NAME, NOTES, PATH
 from fxprune.checkpoint.values import decode
 from fxprune.errors import CheckpointError
 from fxprune.plans.base import short
@@ -181,8 +181,7 @@ def _graph(rows: list[Any], known: Mapping[str, Collection[str]]) -> fx.Graph:
             )
         _check_objects(node)
         nodes[name] = node
-        if "source" in notes:
-            node.meta["source"] = str(notes["source"])
+        node.meta.update({key: kind(notes[key]) for key, kind in NOTES.items() if key in notes})
     return graph
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
@@ -47,6 +48,31 @@ def saved(folder: Path, model: nn.Module | None = None) -> fxprune.PruneResult:
     result = fxprune.prune((model or Block()).eval(), TOKENS, sparsity=0.5)
     assert fxprune.save(result, folder) == ()
     return result
+
+
+class Narrow(nn.Module):
+    """Scales two heads of x: [batch, length, 8] of 15 to 33 positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.scale = nn.Parameter(torch.randn(33, 8)), nn.Parameter(torch.randn(2, 1))
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length = x.shape[:2]
+        h = self.scale * self.first(x + self.table[:length]).view(batch, length, 2, 4)
+        h = self.last(h.reshape(batch, length, -1))
+        return h + F.max_pool1d(x.transpose(1, 2), 15).mean()
+
+
+def test_groups_of_views_come_back_where_no_other_sizes_can_be_tried(tmp_path: Path) -> None:
+    # 20 positions can be neither doubled nor halved: that no view regroups was seen at capture.
+    result = fxprune.prune(Narrow().eval(), torch.randn(2, 20, 8), sparsity=0.5)
+    assert result.module.meta["fxprune"].dynamic == {"x": (0, 1)}
+    assert fxprune.save(result, tmp_path) == ()
+    expected, loaded = (fxprune.analyze(m) for m in (result.module, fxprune.load(tmp_path)))
+    assert expected.groups
+    assert [(g.name, g.size) for g in loaded.groups] == [(g.name, g.size) for g in expected.groups]
 
 
 def test_everything_of_a_graph_comes_back(tmp_path: Path) -> None:

@@ -439,3 +439,21 @@ def test_sizes_that_halving_does_not_change_show_nothing() -> None:
     graph, analysis = traced(alive(Numbered()), inputs)
     assert graph.meta["fxprune"].steps
     assert not analysis.groups
+
+
+def _in_rows_of_pixels(h: Tensor) -> Tensor:
+    return h.reshape(h.shape[0], -1, 12).repeat(1, 1, 2)[:, :, :10]
+
+
+def _rows_of_pixels_first(h: Tensor) -> Tensor:
+    return h.permute(0, 2, 3, 1).reshape(h.shape[0], 12, -1)[:, :, :1].repeat(1, 1, 10)
+
+
+@pytest.mark.parametrize("view", [_in_rows_of_pixels, _rows_of_pixels_first])
+def test_channels_beside_as_many_pixels_as_a_view_names_stay(view: Read) -> None:
+    # The view names twelve pixels, all that there are at the example's size: it mixed no channels.
+    inputs = torch.randn(2, 2, 4, 3, dtype=torch.float64)
+    graph, analysis = traced(alive(Paired(view)), inputs)
+    assert 2 in graph.meta["fxprune"].dynamic["x"]
+    reasons = {atom.reason for atom in leaves(analysis.propagation.layouts["first.weight"][0])}
+    assert reasons == {"viewed in another way at other sizes of the inputs"}
