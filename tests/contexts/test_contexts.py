@@ -395,3 +395,38 @@ def test_of_several_contexts_the_largest_that_has_none(
     plan = random_plan(analysis)
     error = masked_error(model, plan, rewrite(graph, plan), torch.randn(3, 5).double())
     assert error <= TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def library() -> torch.library.Library:
+    """The library object owns its operators, which torch takes once: not where this is imported."""
+    library = torch.library.Library("fxprune_contexts", "FRAGMENT")
+    library.define("share(Tensor x) -> Tensor")
+    library.impl("share", lambda x: x.flatten(1).softmax(1).view_as(x), "CompositeImplicitAutograd")
+    return library
+
+
+class Shared(nn.Module):
+    """A softmax over heads and their features at once, inside one operator."""
+
+    def __init__(self, heads_last: bool) -> None:
+        super().__init__()
+        self.other = 2 if heads_last else 1
+        self.features, self.head = nn.Linear(5, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = self.features(x).unflatten(1, (3, 4)).transpose(1, self.other)
+        shares = torch.ops.fxprune_contexts.share(grid)
+        return self.head(shares.transpose(1, self.other).flatten(1))
+
+
+@pytest.mark.parametrize("heads_last", [False, True])
+def test_a_statistic_over_features_before_their_heads_lets_heads_choose_alike(
+    library: torch.library.Library, heads_last: bool
+) -> None:
+    # Features that each head chooses are in another order there than those of the masked original.
+    graph, analysis = traced(alive(Shared(heads_last)), torch.randn(2, 5).double())
+    assert {g.size: g.contexts for g in analysis.groups} == {3: 1, 4: 1 if heads_last else 3}
+    for seed in range(3):
+        plan = random_plan(analysis, seed)
+        assert verify(graph, plan, rewrite(graph, plan), torch.randn(3, 5).double()).ok
