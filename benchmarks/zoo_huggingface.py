@@ -54,7 +54,9 @@ def _clip_inputs(model: nn.Module, batch: int) -> dict[str, Any]:
 
 
 def _speech(model: nn.Module, batch: int) -> dict[str, Any]:
-    features = torch.randn(batch, 16, 40, dtype=torch.float64)
+    config: Any = model.config  # the encoder takes frames of one length, two for each position
+    shape = config.num_mel_bins, 2 * config.max_source_positions
+    features = torch.randn(batch, *shape, dtype=torch.float64)
     return {"input_features": features, **_tokens("decoder_input_ids")(model, batch)}
 
 
