@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from torch import fx
 
 from fxprune.axes import Axis, factors_of, find, is_frozen, leaves, segments_of
-from fxprune.capture.chains import REGROUPS
+from fxprune.capture.growth import REGROUPS, VARIES
 from fxprune.capture.inputs import Sizes, on_meta, tensors_in
 from fxprune.capture.records import TraceInfo
 from fxprune.dynamic_sizes import name_of
@@ -69,12 +69,21 @@ def growing(
     info = traced.meta.get("fxprune")
     if not isinstance(info, TraceInfo):
         return
+    fixed = _fixed(layouts) if info.far else frozenset()
+
+    def loose(axes: Iterable[Axis]) -> list[Axis]:
+        return [axis for axis in axes if id(find(axis)) not in fixed]
+
     found = {
-        "beside a part whose size follows the inputs": [*_uneven(layouts)],
-        "read by position, and its size follows the inputs": [*_taken_apart(records)],
+        "beside a part whose size follows the inputs": loose(_uneven(layouts)),
+        "read by position, and its size follows the inputs": loose(_taken_apart(records)),
     }
-    whole = [*_passed_on(layouts, records)]
-    views = [*_views(layouts)]
+    whole = loose(_passed_on(layouts, records))
+    views = {
+        node: around
+        for node, around in _views(layouts)
+        if node.meta.get(REGROUPS, True) or not info.far or loose(filter(_may_grow, around))
+    }
     if not (views or whole or any(found.values())):
         return
     shapes = _shapes_elsewhere(traced, info, values)
@@ -85,11 +94,9 @@ def growing(
     for axis in whole:
         if len(set(everywhere.get(id(find(axis)), ()))) != 1:
             yield axis, "read by position, and its size follows the inputs"
-    for node in views:
-        source = node.all_input_nodes[0]
-        before, after = _axes(layouts[source]), _axes(layouts[node])
-        if shapes is None or is_cut(before, shapes[source][0], after, shapes[node][0], sizes):
-            for axis in (*before, *after):
+    for node, around in views.items():
+        if _is_cut(node, layouts, shapes, sizes) if shapes else _may_be_cut(node, around):
+            for axis in around:
                 yield axis, "viewed in another way at other sizes of the inputs"
 
 
@@ -123,14 +130,30 @@ def _passed_on(layouts: Layouts, records: Iterable[Record]) -> Iterator[Axis]:
             yield from filter(_may_grow, _axes(value))
 
 
-def _views(layouts: Layouts) -> Iterator[fx.Node]:
-    """The views of channels that may put them elsewhere, or cut them, at other sizes."""
+def _views(layouts: Layouts) -> Iterator[tuple[fx.Node, Layout]]:
+    """The views of or into channels, and the axes around them."""
     for node, value in layouts.items():
         if name_of(node) in _VIEWS:
             around = (*_axes(layouts[node.all_input_nodes[0]]), *_axes(value))
-            regroups = node.meta.get(REGROUPS, True)
-            if any(map(_may_grow, around)) or (regroups and any(map(_free, around))):
-                yield node
+            if any(map(_free, around)):
+                yield node, around
+
+
+def _may_be_cut(view: fx.Node, around: Layout) -> bool:
+    """`_is_cut` where no other sizes can be tried, by those near the example's alone."""
+    return view.meta.get(REGROUPS, True) or any(map(_may_grow, around))
+
+
+def _fixed(layouts: Layouts) -> Set[int]:
+    """The identities of the axes that capture saw, of one size wherever it did."""
+    seen: set[int] = set()
+    varying: set[int] = set()
+    for node, value in layouts.items():
+        varies: tuple[int, ...] | None = () if node.op == "get_attr" else node.meta.get(VARIES)
+        if varies is not None:
+            for dim, axis in enumerate(_axes(value)):
+                (varying if dim in varies else seen).add(id(find(axis)))
+    return seen - varying
 
 
 def _axes(value: Any) -> Layout:
@@ -209,6 +232,18 @@ def _sizes_of_axes(
 
 
 # Views --------------------------------------------------------------------------------------------
+
+
+def _is_cut(
+    view: fx.Node,
+    layouts: Layouts,
+    shapes: Mapping[fx.Node, Shapes],
+    sizes: Mapping[int, int],
+) -> bool:
+    """`is_cut` for a node of the graph and its source."""
+    source = view.all_input_nodes[0]
+    before, after = _axes(layouts[source]), _axes(layouts[view])
+    return is_cut(before, shapes[source][0], after, shapes[view][0], sizes)
 
 
 def is_cut(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,8 +27,8 @@ from fxprune.capture.chains import (
     calls,
     find_chains,
     is_static,
-    origin,
 )
+from fxprune.capture.growth import origin
 from fxprune.capture.projections import fused
 
 _FLATTEN = {"flatten", torch.flatten}
@@ -36,24 +36,23 @@ _INDEXED = {operator.getitem, operator.setitem}
 
 
 def canonicalize(
-    graph: fx.Graph, shapes: Mapping[fx.Node, Shape], constant: Callable[[Tensor], str]
+    graph: fx.Graph, shapes: dict[fx.Node, Shape], constant: Callable[[Tensor], str]
 ) -> int:
     """Rewrite `graph` in place; `constant` registers a tensor and returns its attribute name.
 
-    Nodes without an entry in `shapes` are left alone. Returns the number of rewrites; nodes that
-    lost their users stay for dead-code elimination.
+    Nodes without an entry in `shapes` are left alone; new ones get one. Returns the number of
+    rewrites; nodes that lost their users stay for dead-code elimination.
     """
-    known = dict(shapes)
     count = 0
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is F.channel_shuffle:
-            count += _named_shuffle(graph, node, known, constant)
+            count += _named_shuffle(graph, node, shapes, constant)
         elif node.op == "call_function" and node.target in _INDEXED:
             count += _listed(graph, node, constant)
         elif calls(node, VIEWS) or calls(node, UNFLATTEN):
             count += any(
-                fused(graph, chain, known) or _shuffle(graph, chain, known, constant)
-                for chain in find_chains(node, known)
+                fused(graph, chain, shapes) or _shuffle(graph, chain, shapes, constant)
+                for chain in find_chains(node, shapes)
             )
     return count
 

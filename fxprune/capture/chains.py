@@ -17,9 +17,6 @@ from torch import fx
 Size = tuple[int, ...]
 Shape = tuple[Size, ...]
 
-REGROUPS = "regroups"
-"""The key in a node's metadata of whether it is a view that `regroups`."""
-
 VIEWS = {"view", "reshape", torch.reshape}
 UNFLATTEN = {"unflatten", torch.unflatten}
 _PERMUTE = {"permute", torch.permute}
@@ -72,21 +69,6 @@ def groups(before: Shape, after: Shape) -> list[Group] | None:
             return None
         found.append(Group(tuple(range(start, i)), tuple(range(stop, j))))
     return found
-
-
-def regroups(before: Shape, after: Shape) -> bool:
-    """Whether a view puts other axes together at other sizes than at the example's.
-
-    Channels times twelve pixels, viewed as rows of twelve, stay channels of twelve pixels only.
-    """
-    if all(map(is_static, before)) and all(map(is_static, after)):
-        return False
-    return groups(before, after) != groups(_in_first(before), _in_first(after))
-
-
-def _in_first(shape: Shape) -> Shape:
-    """The sizes in the first capture."""
-    return tuple(size[:1] for size in shape)
 
 
 def _ones(before: Shape, after: Shape) -> Size:
@@ -165,8 +147,3 @@ def _moved(node: fx.Node, given: fx.Node, order: tuple[int, ...]) -> tuple[int, 
     if node.op == "call_method" and node.target == "contiguous":
         return order
     return None
-
-
-def origin(node: fx.Node) -> dict[str, Any]:
-    """The metadata of a node that say where in the model it comes from, and how it views that."""
-    return {key: node.meta[key] for key in ("source", "line", REGROUPS) if key in node.meta}

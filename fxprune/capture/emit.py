@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from fxprune.assembly import assemble
 from fxprune.capture import guards, leaves
 from fxprune.capture.canonicalize import canonicalize
-from fxprune.capture.chains import REGROUPS, UNFLATTEN, VIEWS, Shape, calls, regroups
+from fxprune.capture.chains import Shape
+from fxprune.capture.growth import note_dimensions, note_views
 from fxprune.capture.metacopy import Template
 from fxprune.capture.records import (
     Attr,
@@ -275,9 +276,10 @@ def build(emitter: Emitter, model: nn.Module) -> fx.GraphModule:
     graph = emitter.graph
     remove_dead(graph)
     shapes = emitter.shapes()
-    _mark_views(graph, shapes)
+    note_views(graph, shapes)
     if canonicalize(graph, shapes, emitter.constant):
         remove_dead(graph)
+    note_dimensions(shapes)
     readers = [n for n in graph.nodes if n.op in ("get_attr", "call_module")]
     used = {n.target for n in readers}
     root = {name: value for name, value in emitter.root.items() if name in used}
@@ -298,19 +300,6 @@ def build(emitter: Emitter, model: nn.Module) -> fx.GraphModule:
     for path, module in named_modules(gm):
         module.__dict__["training"] = modes.get(path, model.training)
     return gm
-
-
-_LIKE = {"view_as", "reshape_as"}
-
-
-def _mark_views(graph: fx.Graph, shapes: Mapping[fx.Node, Shape]) -> None:
-    """Note on each view whether it regroups axes at other sizes, for what is to know it later."""
-    for node in graph.nodes:
-        if node in shapes and calls(node, VIEWS | UNFLATTEN | _LIKE):
-            source = node.all_input_nodes[0]
-            node.meta[REGROUPS] = source.op != "get_attr" and (
-                source not in shapes or regroups(shapes[source], shapes[node])
-            )
 
 
 _TAKEN = frozenset({*dir(fx.GraphModule), "meta", "shape_env"}) - {*dir(nn.Module)}

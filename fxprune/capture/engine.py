@@ -15,6 +15,7 @@ from fxprune.capture import dynamic as dims
 from fxprune.capture import guards
 from fxprune.capture.compare import asks_for_no_size, follows, follows_exactly
 from fxprune.capture.emit import Emitter, build, free_name
+from fxprune.capture.growth import are_far
 from fxprune.capture.inputs import Inputs, Sizes, bind
 from fxprune.capture.interception import intercepting
 from fxprune.capture.lines import is_users
@@ -68,6 +69,7 @@ def trace(model: Any, example_inputs: Any, dynamic: Dynamic | None = None) -> fx
         mode_notes=notes,
         omitted=inputs.omitted,
         renamed=_renamed(model),
+        far=are_far(s for ref, s in capture.shapes.items() if ref.index < len(inputs.names)),
     )
     return gm
 

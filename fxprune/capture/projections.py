@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxprune.capture.chains import UNFLATTEN, Chain, Shape, argument, calls, origin
+from fxprune.capture.chains import UNFLATTEN, Chain, Shape, argument, calls
+from fxprune.capture.growth import origin
 
 _SELECT = {"select", torch.select}
 _UNBIND = {"unbind", torch.unbind}

@@ -140,7 +140,8 @@ class TraceInfo:
     forward that the example inputs leave out. An output by such a name, like a cache of keys and
     values, is state that only the model itself reads.
     renamed: name in the graph -> name in the model, of attributes that a GraphModule has itself
-    (`code`, `graph`, `meta`).
+    (`code`, `graph`, `meta`). far: whether all sizes that may vary were tried at twice the traced
+    ones, or more. Convolutions and pooling round: nearer ones need not show what grows.
     """
 
     dropped: tuple[str, ...] = ()
@@ -150,3 +151,4 @@ class TraceInfo:
     mode_notes: tuple[str, ...] = ()
     omitted: frozenset[str] = frozenset()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    far: bool = False

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxprune.analysis import fingerprint
-from fxprune.capture.chains import REGROUPS
+from fxprune.capture.growth import REGROUPS, VARIES
 from fxprune.capture.records import TraceInfo
 from fxprune.checkpoint import vocabulary
 from fxprune.checkpoint.values import Unknown, encode
@@ -21,7 +21,7 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\Z")
 """Paths of modules and tensors: they become part of the code that torch.fx generates."""
 
-NOTES = MappingProxyType({"source": str, REGROUPS: bool})
+NOTES = MappingProxyType({"source": str, REGROUPS: bool, VARIES: tuple})
 """What a file keeps of a node's metadata, and of which type that is."""
 
 
@@ -115,7 +115,7 @@ class _Describer:
             return None
 
     def _notes(self, node: fx.Node) -> dict[str, Any]:
-        """The layer that a node stems from, and whether it is a view that regroups axes."""
+        """The layer that a node stems from, and what of its sizes was seen at capture."""
         return {
             key: node.meta[key]
             for key, kind in NOTES.items()

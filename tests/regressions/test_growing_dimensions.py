@@ -457,3 +457,55 @@ def test_channels_beside_as_many_pixels_as_a_view_names_stay(view: Read) -> None
     assert 2 in graph.meta["fxprune"].dynamic["x"]
     reasons = {atom.reason for atom in leaves(analysis.propagation.layouts["first.weight"][0])}
     assert reasons == {"viewed in another way at other sizes of the inputs"}
+
+
+class Pooled(nn.Module):
+    """Channels h: [batch, 8, length // 16] of at most 100 steps, in rows of four.
+
+    At lengths near 64, where all lengths are tried that the table bears, a channel is one row.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(100, 8))
+        self.first = nn.Linear(5, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x) + self.table[: x.shape[1]]
+        h = F.avg_pool1d(h.transpose(1, 2), 16)
+        return h.reshape(len(x), -1, 4).amax(-1).sum(-1)
+
+
+def test_channels_that_a_view_joins_at_lengths_far_from_those_tried_stay() -> None:
+    # At half the length, two channels make a row.
+    graph, analysis = traced(alive(Pooled()), torch.randn(2, 64, 5, dtype=torch.float64))
+    assert graph.meta["fxprune"].dynamic == {"x": (0, 1)}
+    assert not graph.meta["fxprune"].far
+    assert "viewed in another way at other sizes of the inputs" in analysis.explain("first.weight")
+
+
+class Joined(nn.Module):
+    """Queries, keys and values of two layers side by side, as in attention over several scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.last = nn.Conv2d(2, 12, 1), nn.Conv2d(8, 3, 1)
+        self.two = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        h = torch.cat([h, self.two(h)], 1)
+        batch, _, height, width = h.shape
+        q, k, v = h.reshape(batch, -1, 6, height * width).chunk(3, 2)
+        mixed = v @ (k.relu().transpose(-1, -2) @ q.relu())
+        return self.last(mixed.reshape(batch, -1, height, width))
+
+
+def test_heads_of_joined_channels_that_no_size_moves_are_prunable() -> None:
+    # They were frozen: the view's own sizes showed no dimension that grows beside them.
+    inputs = torch.randn(3, 2, 9, 7, dtype=torch.float64)
+    graph, analysis = traced(alive(Joined()), inputs[:2, :, :6, :5])
+    assert sorted(group.size for group in analysis.groups) == [2, 2, 2]
+    for seed in range(3):
+        plan = random_plan(analysis, seed)
+        assert fxprune.verify(graph, plan, fxprune.rewrite(graph, plan), inputs).ok
