@@ -16,7 +16,8 @@ Contexts only shrink, so one pass over parameters and ops intersects sets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
+from typing import TypeAlias
 
 from torch.utils._pytree import tree_leaves
 
@@ -24,6 +25,9 @@ from fxprune.axes import Atom, Axis, Concat, Product, factors_of, find, leaves, 
 from fxprune.lookups import followed
 from fxprune.propagate import Propagation, Record, TensorAxes
 from fxprune.rules.base import Kind, Layout
+
+Path: TypeAlias = tuple[Atom, tuple[Atom, ...]]
+"""An occurrence of an atom in a dimension, with the atoms that always stand beside it."""
 
 _RENUMBERED = frozenset({"aten::roll", "aten::index", "aten::index_select"})
 """Ops with an index of their own, which can be renumbered only if it does not depend on a context
@@ -35,7 +39,7 @@ _ORDERED = frozenset({Kind.STATISTIC, Kind.BATCH_NORM})
 
 def contexts(propagation: Propagation) -> Mapping[Atom, frozenset[Atom]]:
     """For each free atom of the parameters and buffers, the others of them it may depend on."""
-    narrowing = _Narrowing(propagation, _beside(propagation.layouts.values()))
+    narrowing = _Narrowing(propagation)
     for node, value in propagation.nodes.items():
         for leaf in tree_leaves(value) if narrowing.found else ():
             if isinstance(leaf, TensorAxes):  # nobody could tell what stays of an output by data
@@ -46,11 +50,11 @@ def contexts(propagation: Propagation) -> Mapping[Atom, frozenset[Atom]]:
     return narrowing.found
 
 
-def _beside(layouts: Iterable[Layout]) -> dict[Atom, frozenset[Atom]]:
+def _beside(layouts: Iterable[Layout], nesting: _Nesting) -> dict[Atom, frozenset[Atom]]:
     """The atoms that are companions of an atom in all of these tensors, where there are any."""
     found: dict[Atom, frozenset[Atom]] = {}
     for layout in {tuple(id(find(axis)) for axis in layout): layout for layout in layouts}.values():
-        for atom, companions in _companions(layout, True).items():
+        for atom, companions in nesting.companions(layout, True).items():
             found[atom] = found.get(atom, companions) & companions
     return {atom: companions for atom, companions in found.items() if companions}
 
@@ -61,9 +65,9 @@ class _Narrowing:
     found   the atoms that may still depend on something, and on what
     """
 
-    def __init__(self, propagation: Propagation, found: Mapping[Atom, frozenset[Atom]]) -> None:
-        self.found = dict(found)
-        self._leaves: dict[int, tuple[Axis, frozenset[Atom]]] = {}
+    def __init__(self, propagation: Propagation) -> None:
+        self._nesting = _Nesting()
+        self.found = _beside(propagation.layouts.values(), self._nesting)
         self._tables: Mapping[Axis, Axis] = dict(followed(propagation.records))
         self._known: dict[tuple[bool, int], Layout] = {}  # holds them, so that ids stay theirs
         self._seen: set[tuple[bool, tuple[int, ...]]] = set()
@@ -75,14 +79,8 @@ class _Narrowing:
         return tuple(self._tables.get(find(axis), axis) for axis in layout)
 
     def atoms(self, layout: Iterable[Axis]) -> set[Atom]:
-        """`_atoms`, found once for each axis."""
-        found: set[Atom] = set()
-        for axis in layout:
-            known = self._leaves.get(id(axis))
-            if known is None:  # with the axis, so that ids stay theirs
-                known = self._leaves[id(axis)] = axis, frozenset(leaves(axis))
-            found |= known[1]
-        return found
+        """The atoms of some dimensions."""
+        return {atom for axis in layout for atom in self._nesting.parts(axis)}
 
     def narrow(self, atom: Atom, companions: Set[Atom]) -> None:
         """Leave an atom only these companions."""
@@ -102,9 +100,8 @@ class _Narrowing:
         key = ordered, tuple(id(find(axis)) for axis in layout)
         if key not in self._seen:
             self._seen.add(key)
-            for atom, companions in _companions(layout, ordered).items():
-                if atom in self.found:
-                    self.narrow(atom, companions)
+            for atom, companions in self._nesting.companions(layout, ordered, self.found).items():
+                self.narrow(atom, companions)
 
     def by_record(self, record: Record) -> None:
         """By what an op reads and makes, and what it sums over or renumbers."""
@@ -118,8 +115,9 @@ class _Narrowing:
             around = self.atoms(axis for layout in layouts for axis in layout)
             for atom in (around - over) & self.found.keys():
                 self.narrow(atom, self.found[atom] - over)
-            for atom in over & self.found.keys():
-                paired = _repeated(map(self.standing, record.effect.outputs))
+            summed = over & self.found.keys()
+            paired = self._repeated(record.effect.outputs) if summed else frozenset()
+            for atom in summed:
                 self.narrow(atom, self.found[atom] - paired)
         if renumbers:
             for axis in record.moved:
@@ -127,52 +125,80 @@ class _Narrowing:
                 for atom in atoms & self.found.keys():
                     self.narrow(atom, atoms)
 
-
-def _atoms(layout: Iterable[Axis]) -> set[Atom]:
-    return {atom for axis in layout for atom in leaves(axis)}
-
-
-def _repeated(layouts: Iterable[Layout]) -> set[Atom]:
-    """Atoms in two dimensions of a result: it pairs their indices, each with its own choice."""
-    repeated: set[Atom] = set()
-    for layout in layouts:
-        seen: set[Atom] = set()
-        for axis in layout:
-            atoms = _atoms([axis])
-            repeated |= atoms & seen
-            seen |= atoms
-    return repeated
+    def _repeated(self, layouts: Iterable[Layout]) -> set[Atom]:
+        """Atoms in two dimensions of a result: it pairs their indices, each with its own choice."""
+        repeated: set[Atom] = set()
+        for layout in layouts:
+            seen: set[Atom] = set()
+            for axis in self.standing(layout):
+                atoms = self.atoms([axis])
+                repeated |= atoms & seen
+                seen |= atoms
+        return repeated
 
 
-def _companions(layout: Sequence[Axis], ordered: bool) -> dict[Atom, frozenset[Atom]]:
-    """For each free atom of a tensor, the atoms that are once in every monomial with it.
+class _Nesting:
+    """How the atoms of dimensions nest, worked out once for each axis.
 
-    In a tensor that is sliced, or whose indices are numbered (`ordered`), they must also stand
-    before it where both share a dimension. What an op of several steps makes on the way, as einsum
-    does when it merges ``d, h``, is neither.
+    It holds the axes, so that their identities stay theirs.
     """
-    common = [_always(axis) for axis in layout]
-    anywhere = [_atoms([axis]) for axis in layout]
-    result: dict[Atom, frozenset[Atom]] = {}
-    for position, axis in enumerate(layout):
-        elsewhere = [p for p in range(len(layout)) if p != position]
-        for atom, path in _paths(axis, ordered):
-            if atom.reason is not None or atom.size == 1:
+
+    def __init__(self) -> None:
+        self._parts: dict[int, tuple[Axis, Mapping[Atom, int]]] = {}
+        self._paths: dict[tuple[bool, int], tuple[Axis, Sequence[Path]]] = {}
+
+    def parts(self, axis: Axis) -> Mapping[Atom, int]:
+        """A dimension's atoms: 1 where each index has exactly one of the atom's, otherwise 2."""
+        axis = find(axis)
+        known = self._parts.get(id(axis))
+        if known is None:
+            always = _always(axis)
+            parts = {atom: 1 if atom in always else 2 for atom in leaves(axis)}
+            known = self._parts[id(axis)] = axis, parts
+        return known[1]
+
+    def paths(self, axis: Axis, ordered: bool) -> Sequence[Path]:
+        """`_paths`, of the free atoms with a choice."""
+        axis = find(axis)
+        known = self._paths.get((ordered, id(axis)))
+        if known is None:
+            paths = [
+                (atom, path)
+                for atom, path in _paths(axis, ordered)
+                if atom.reason is None and atom.size > 1
+            ]
+            known = self._paths[ordered, id(axis)] = axis, paths
+        return known[1]
+
+    def companions(
+        self, layout: Layout, ordered: bool, wanted: Container[Atom] | None = None
+    ) -> dict[Atom, frozenset[Atom]]:
+        """For the wanted free atoms of a tensor, the atoms that are once in every monomial with it.
+
+        In a tensor that is sliced, or whose indices are numbered (`ordered`), they must also stand
+        before it where both share a dimension. What an op of several steps makes on the way, as
+        einsum does when it merges ``d, h``, is neither.
+        """
+        result: dict[Atom, frozenset[Atom]] = {}
+        for position, axis in enumerate(layout):
+            paths = self.paths(axis, ordered)
+            paths = paths if wanted is None else [p for p in paths if p[0] in wanted]
+            if not paths:
                 continue
-            counts: dict[Atom, int] = {}
-            for companion in path:
-                counts[companion] = counts.get(companion, 0) + 1
-            for p in elsewhere:
-                for companion in anywhere[p]:
-                    # Present in some monomials of that dimension only: as bad as twice.
-                    counts[companion] = counts.get(companion, 0) + (
-                        1 if companion in common[p] else 2
-                    )
-            # An atom that occurs twice itself has no companion.
-            single = [] if atom in counts else [c for c, n in counts.items() if n == 1]
-            once = frozenset(c for c in single if c.size > 1)
-            result[atom] = result.get(atom, once) & once
-    return result
+            around: dict[Atom, int] = {}
+            for p, other in enumerate(layout):
+                if p != position:
+                    for companion, count in self.parts(other).items():
+                        around[companion] = around.get(companion, 0) + count
+            for atom, path in paths:
+                counts = dict(around)
+                for companion in path:
+                    counts[companion] = counts.get(companion, 0) + 1
+                # An atom that occurs twice itself has no companion.
+                single = [] if atom in counts else [c for c, n in counts.items() if n == 1]
+                once = frozenset(c for c in single if c.size > 1)
+                result[atom] = result.get(atom, once) & once
+        return result
 
 
 def _always(axis: Axis) -> frozenset[Atom]:
@@ -188,7 +214,7 @@ def _always(axis: Axis) -> frozenset[Atom]:
     return frozenset(leaves(axis))
 
 
-def _paths(axis: Axis, ordered: bool) -> list[tuple[Atom, tuple[Atom, ...]]]:
+def _paths(axis: Axis, ordered: bool) -> list[Path]:
     """Each occurrence of an atom in a dimension, with the atoms that always stand beside it."""
     axis = find(axis)
     if isinstance(axis, Concat):
@@ -196,8 +222,8 @@ def _paths(axis: Axis, ordered: bool) -> list[tuple[Atom, tuple[Atom, ...]]]:
     if isinstance(axis, Product):
         factors = factors_of(axis)
         always = [tuple(_always(factor)) for factor in factors]
-        anywhere = [_atoms([factor]) for factor in factors]
-        entries: list[tuple[Atom, tuple[Atom, ...]]] = []
+        anywhere = [set(leaves(factor)) for factor in factors]
+        entries: list[Path] = []
         for position, factor in enumerate(factors):
             beside: list[Atom] = []
             for p in range(len(factors)):
