@@ -271,34 +271,45 @@ def _probe(record: Record, fills: tuple[float | None, ...], position: int) -> fl
     """The value of a pointwise op where its carrying inputs hold `fills`.
 
     Inputs that do not carry the atom, or hold anything, are sampled. A result that is never finite
-    is NaN.
+    is NaN. In one more run they are zero, and what is not finite then does not count: to divide by
+    zero is wrong with all units, too.
     """
     generator = torch.Generator().manual_seed(0)
-    remaining = iter(fills)
-
-    def sample(argument: Any) -> Any:
-        if not isinstance(argument, Tensor):
-            return argument
-        fill = next(remaining)
-        shape = (_SAMPLES,) if argument.dim() else ()
-        if fill is not None and fill != ANY:
-            return torch.full(shape, fill, dtype=torch.float64).to(argument.dtype)
-        values = torch.randn(shape, generator=generator, dtype=torch.float64)
-        if argument.dtype == torch.bool:
-            return values > 0
-        return (values.abs() * 4).to(argument.dtype) if not argument.is_floating_point() else values
-
-    arguments = [sample(a) for a in record.call.arguments.values()]
-    names = list(record.call.arguments)
-    keyword_only = {a.name for a in record.call.func._schema.arguments if a.kwarg_only}
-    args = [v for n, v in zip(names, arguments, strict=True) if n not in keyword_only]
-    kwargs = {n: v for n, v in zip(names, arguments, strict=True) if n in keyword_only}
-    kwargs = {n: ("cpu" if n == "device" else v) for n, v in kwargs.items()}
-    result = tensors_in(record.call.func(*args, **kwargs))[position]
-    result = torch.view_as_real(result) if result.is_complex() else result
-    result = result.double()
+    samples = torch.randn((_SAMPLES, len(fills)), generator=generator, dtype=torch.float64)
+    result = torch.cat([_run(record, fills, row)[position] for row in samples])
     finite = torch.isfinite(result)
     if not finite.any() or (not finite.all() and ANY not in fills):
         return math.nan
-    first = float(result.reshape(-1)[0])
-    return first if bool((result == first).all()) else ANY
+    try:
+        zero = _run(record, fills, torch.zeros_like(samples[0]))[position]
+    except RuntimeError:  # integers have no result
+        zero = result[:0]
+    every = torch.cat([result, zero[torch.isfinite(zero)]])
+    first = float(every[0])
+    return first if bool((every == first).all()) else ANY
+
+
+def _run(record: Record, fills: tuple[float | None, ...], samples: Tensor) -> list[Tensor]:
+    """The results of a pointwise op, flat, of tensors of one entry: their fills, or samples."""
+    remaining = zip(fills, samples, strict=True)
+
+    def entry(argument: Any) -> Any:
+        if not isinstance(argument, Tensor):
+            return argument
+        fill, value = next(remaining)
+        if fill is not None and fill != ANY:
+            value = torch.tensor(fill, dtype=torch.float64)
+        elif argument.dtype == torch.bool:
+            value = value > 0
+        elif not argument.is_floating_point():
+            value = value.sign() * (value.abs() * 4).ceil()
+        return value.to(argument.dtype).reshape((1,) if argument.dim() else ())
+
+    arguments = {name: entry(a) for name, a in record.call.arguments.items()}
+    keyword_only = {a.name for a in record.call.func._schema.arguments if a.kwarg_only}
+    args = [value for name, value in arguments.items() if name not in keyword_only]
+    kwargs = {name: arguments[name] for name in arguments.keys() & keyword_only}
+    kwargs |= {"device": "cpu"} if "device" in kwargs else {}
+    results = tensors_in(record.call.func(*args, **kwargs))
+    parts = (torch.view_as_real(r) if r.is_complex() else r for r in results)
+    return [part.double().reshape(-1) for part in parts]

@@ -275,6 +275,59 @@ def test_an_operand_without_the_channels_does_not_count() -> None:
     assert masked_error(model, plan, rewrite(graph, plan), data(model, 3)) <= TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("other", "op"),
+    [
+        (torch.tensor(-0.3).double(), lambda x, other: torch.relu(x - other)),
+        (torch.tensor(-1), torch.minimum),
+        (torch.arange(-2, 6)[:, None], torch.minimum),
+        (torch.arange(8)[:, None], torch.pow),
+        (torch.tensor(0), torch.pow),
+    ],
+    ids=["threshold", "scalar", "negative", "powers", "power"],
+)
+def test_what_follows_from_zeros_follows_whatever_the_other_operand_is(
+    other: Tensor, op: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """Few samples of it, or none that is zero or negative, would make a result look like zero."""
+
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("other", torch.empty_like(other))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return op(x.abs(), self.other).sum(-1, keepdim=True)
+
+    model = alive(Sandwich(Summed(), 1))
+    model.middle.other = other
+    graph, analysis = traced(model, data(model, 2))
+    (group,) = filter(of_first, analysis.groups)
+    assert not group.maskable
+    plan = random_plan(analysis, 0, of_first)
+    assert masked_error(model, plan, rewrite(graph, plan), data(model, 3)) > 1e-6
+
+
+def test_dividing_by_a_number_that_may_be_zero_leaves_zeros() -> None:
+    """As a mean does that divides by how many entries a mask leaves."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.arange(8)[:, None] < 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mean = (x * self.mask).sum(1) / self.mask.sum()
+            return mean.sum(-1, keepdim=True)
+
+    model = alive(Sandwich(Masked(), 1))
+    graph, analysis = traced(model, data(model, 2))
+    (group,) = filter(of_first, analysis.groups)
+    assert group.maskable
+    plan = random_plan(analysis, 0, of_first)
+    assert masked_error(model, plan, rewrite(graph, plan), data(model, 3)) <= TOLERANCE
+
+
 def test_where_a_maximum_is_does_not_follow_from_what_it_is() -> None:
     """Of equal values, it may be any."""
 
