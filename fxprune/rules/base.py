@@ -149,11 +149,14 @@ def rows(rule: Rule, names: str) -> dict[str, Rule]:
 
 
 def dims_of(value: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
-    """A `dim` argument that may be absent (all), an int or a list, counted from the front."""
-    if value is None or (not isinstance(value, int) and len(value) == 0):
+    """A `dim` argument that may be absent (all), an int or a list, counted from the front.
+
+    A scalar has no dimension, though torch takes 0 and -1 for one.
+    """
+    if rank == 0 or value is None or (not isinstance(value, int) and len(value) == 0):
         return tuple(range(rank))
     values = (value,) if isinstance(value, int) else value
-    return tuple(sorted(v % max(rank, 1) for v in values))
+    return tuple(sorted(v % rank for v in values))
 
 
 def index_values(tensor: Tensor) -> list[int]:

@@ -16,7 +16,7 @@ def batch_norm(call: Call) -> Effect:
     training = bool(call.arguments.get("training")) or "with_update" in call.name
     over = (x[0], *x[2:]) if training else ()
     statistics = tuple(
-        (channel,) if t.dim() and t.numel() else call.fresh(t, "empty") for t in call.outputs[1:]
+        (channel,) if t.numel() else call.fresh(t, "empty") for t in call.outputs[1:]
     )
     return Effect((out, *statistics), Kind.BATCH_NORM, over)
 

@@ -89,7 +89,7 @@ def _direction(
     hidden_rows, hidden_columns = layout_of(weight_hh)
     algebra.unify(hidden_rows, rows)
     hidden = cell
-    if getattr(module, "proj_size", 0):
+    if module.proj_size:
         weight_hr = getattr(module, "weight_hr" + suffix)
         tensors.append(weight_hr)
         hidden, projected = layout_of(weight_hr)

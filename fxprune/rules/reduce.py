@@ -40,15 +40,13 @@ def ordering(what: str) -> Rule:
 
     def rule(call: Call) -> Effect:
         axes = list(_input(call))
-        dim = call.arguments.get("dim")
-        chosen = range(len(axes)) if dim is None else (call.dim(int(dim), len(axes)),)
-        call.freeze([axes[d] for d in chosen], what)
+        chosen = dims_of(call.arguments.get("dim"), len(axes))
         over: tuple[Axis, ...] = tuple(axes[d] for d in chosen)
+        call.freeze(over, what)
         outputs: list[Layout] = []
         for out in call.outputs:
             if out.dim() != len(axes):
-                left = [axis for d, axis in enumerate(axes) if d not in chosen]
-                outputs.append(tuple(left) if len(left) == out.dim() else call.fresh(out, what))
+                outputs.append(tuple(axis for d, axis in enumerate(axes) if d not in chosen))
                 continue
             outputs.append(
                 tuple(
@@ -65,7 +63,7 @@ def vector_norm(call: Call) -> Effect:
     """``linalg_vector_norm(ord, dim)`` and ``norm(p, dim)``: p ≥ 0 does not see zeros."""
     order = call.arguments.get("ord", call.arguments.get("p", 2))
     order = 2 if order is None else order
-    kind = Kind.SUM if isinstance(order, (int, float)) and order >= 0 else Kind.STATISTIC
+    kind = Kind.SUM if order >= 0 else Kind.STATISTIC
     return reduction(kind)(call)
 
 

@@ -63,7 +63,8 @@ def reverse_dims(call: Call) -> Effect:
 def squeeze(call: Call) -> Effect:
     """``squeeze``: a unit that disappears conditions the whole tensor."""
     axes = call.axes("self")
-    chosen = dims_of(call.arguments.get("dim"), len(axes))
+    dim = call.arguments.get("dim")
+    chosen = () if dim == [] else dims_of(dim, len(axes))
     dropped = [d for d in chosen if axes[d].size == 1]
     call.freeze([axes[d] for d in dropped], "a dimension of size 1 is dropped")
     return _moved(tuple(axis for d, axis in enumerate(axes) if d not in dropped))
@@ -171,7 +172,7 @@ def split(call: Call) -> Effect:
 def flip(call: Call) -> Effect:
     """``flip(dims)``: a constant permutation."""
     axes = list(call.axes("self"))
-    for dim in dims_of(call["dims"], len(axes)):
+    for dim in dims_of(call["dims"], len(axes)) if call["dims"] else ():
         axes[dim] = call.algebra.gather(axes[dim], range(axes[dim].size)[::-1])
     return _moved(tuple(axes))
 

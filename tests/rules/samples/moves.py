@@ -29,6 +29,7 @@ def _halves(x: Tensor) -> Tensor:
 
 
 POSITIONS = "what lists positions is a table, not channels"
+MASKS = "beside a mask, nothing is followed"
 
 VIEWS: tuple[Sample, ...] = (
     sample("view", lambda x: x.view(4, 2, 3), real(4, 6)),
@@ -53,6 +54,8 @@ VIEWS: tuple[Sample, ...] = (
     sample("squeeze", lambda x: x.squeeze(), real(4, 1, 3, 1)),
     sample("squeeze", lambda x: x.squeeze((1, 2)), real(4, 1, 3)),
     sample("squeeze", lambda x: x.squeeze(0), real(4, 3)),
+    sample("squeeze", lambda x: x.squeeze(()), real(4, 1, 3)),
+    sample("sum squeeze", lambda x: x.sum().squeeze(-1), real(4)),
     sample("unsqueeze", lambda x: x.unsqueeze(1), real(4, 3)),
     sample("unsqueeze", lambda x: x.unsqueeze(-1), real(4, 3)),
     sample("expand", lambda x: x.expand(5, 4, 3), real(4, 1)),
@@ -70,6 +73,7 @@ VIEWS: tuple[Sample, ...] = (
     ),
     sample("cat", lambda x, y: torch.cat([x, y], 1), real(4, 3), real(4, 5)),
     sample("cat", lambda x, y: torch.cat([x, y, x], 0), real(4, 3), real(2, 3)),
+    sample("cat", lambda x, y: torch.cat([x[:0], y[:0]]), real(4), real(2)),
     sample("stack", lambda x, y: torch.stack([x, y], 1), real(4, 3), real(4, 3)),
     sample("slice", lambda x: x[:, 1:4], real(4, 6)),
     sample("slice", lambda x: x[:, ::2], real(4, 6)),
@@ -90,6 +94,7 @@ VIEWS: tuple[Sample, ...] = (
     sample("slice", lambda x: x.tensor_split(3, dim=1), real(4, 5)),
     sample("flip", lambda x: x.flip(1), real(4, 3)),
     sample("flip", lambda x: x.flip((0, -1)), real(4, 3)),
+    sample("flip", lambda x: x.flip(()), real(4, 3)),
     sample("flip", lambda x: x.flip(1) + x, real(4, 6)),
     sample("roll", lambda x: x.roll(2, 1), real(4, 5)),
     sample("roll", lambda x: x.roll((1, -2), (0, 1)), real(4, 5)),
@@ -202,6 +207,7 @@ INDEXING: tuple[Sample, ...] = (
     sample("index", lambda x: x[:, [2, 0, 1]], real(4, 5)),
     sample("index", lambda x, i: x[i.view(-1)].view(2, 3, 5), real(4, 5), stored(4, 2, 3)),
     sample("gather", lambda x, i: x.gather(1, i), real(4, 5), indices(5, 4, 3)),
+    sample("gather", lambda x, i: x.gather(0, i), real(4), indices(4)),
     sample(
         "gather",
         lambda x, i: x.gather(1, i.unsqueeze(-1).expand(-1, -1, 6)),
@@ -236,6 +242,23 @@ INDEXING: tuple[Sample, ...] = (
     ),
     sample("index_put", _put_stored, real(4, 5), indices(4, 2), real(2, 5)),
     sample("index_put", _put_stored, real(4, 5), indices(4, 2), real(5)),
+    sample(
+        "index_put",
+        _put_stored,
+        real(4, 5),
+        given([True, False, True, False]),
+        real(2, 5),
+        over_frozen=MASKS,
+    ),
+    sample(
+        "index_put",
+        lambda x, m, i, y: x.clone().index_put_((m, i), y),
+        real(4, 5, 3),
+        given([True, False, True, False]),
+        indices(5, 2),
+        real(2, 3),
+        over_frozen=MASKS,
+    ),
     sample(
         "index_add", lambda x, i, y: x.index_add(1, i, y), real(4, 5), indices(5, 3), real(4, 3)
     ),

@@ -214,6 +214,12 @@ POOLS: tuple[Sample, ...] = (
         data(2, 6, 7, 2),
     ),
     sample(
+        "grid_sampler_2d",
+        lambda x, g: F.grid_sample(x, g.tanh(), align_corners=False),
+        real(2, 3, 5, 4),
+        real(2, 1, 1, 2),
+    ),
+    sample(
         "grid_sampler_3d",
         lambda x, g: F.grid_sample(x, g, align_corners=False),
         real(2, 3, 5, 4, 3),
