@@ -149,6 +149,18 @@ class Offset(nn.Module):
         return self.then(x + 1.0)
 
 
+def added_products(x: Tensor) -> Tensor:
+    """Sums of products that are zero where a channel is, added to ones."""
+    ones = (x.sum((0, 1)) * 0).exp().unsqueeze(1)
+    return torch.addbmm(ones, x.mT, x.new_ones(x.shape[0], 8, 3)).sum(0)
+
+
+def added_outer_product(x: Tensor) -> Tensor:
+    """Products that are zero where a channel is, added to ones."""
+    channels = x.sum((0, 1))
+    return torch.addr((channels * 0).exp().unsqueeze(1), channels, x.new_ones(3)).sum(0)
+
+
 MASKABLE: dict[str, Callable[[], nn.Module]] = {
     "nothing": lambda: Sandwich(nn.Identity()),
     "relu": lambda: Sandwich(torch.relu),
@@ -221,6 +233,14 @@ FLAGGED: dict[str, Callable[[], nn.Module]] = {
         lambda x: torch.native_layer_norm(x.mT, (8,), None, None, 1e-5)[2].sum(1, keepdim=True), 1
     ),
     "a reciprocal": lambda: Sandwich(lambda x: x.reciprocal()),
+    "a norm of negative order": lambda: Sandwich(
+        lambda x: torch.linalg.vector_norm(x, -1, dim=-1, keepdim=True), 1
+    ),
+    "the order of zeros before a sum": lambda: Sandwich(
+        lambda x: x.sort(dim=1, stable=True).indices.to(x).sum(-1, keepdim=True), 1
+    ),
+    "ones added to products before a sum": lambda: Sandwich(added_products, 3),
+    "ones added to an outer product before a sum": lambda: Sandwich(added_outer_product, 3),
 }
 
 NEVER_DIFFERS = {"maximum", "local response norm"}

@@ -184,6 +184,7 @@ CASES: dict[str, Sequence[Case]] = {
     ],
     "hsplit": [
         Case(lambda m, x: rejoined(x.sum(1).hsplit((2, 7)))),
+        Case(lambda m, x: rejoined([p.mT for p in x.mT.hsplit((2, 7))])),
         Case(lambda m, x: x * torch.cat(torch.hsplit(m.p, 3)[::-1])),
     ],
     "vsplit": [Case(lambda m, x: rejoined([p.mT for p in x.mean(1).mT.vsplit(3)]))],
