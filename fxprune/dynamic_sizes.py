@@ -53,6 +53,18 @@ def unexplained_bounds(node: fx.Node, layout: Layout, layout_of: LayoutOf) -> It
             yield axis
 
 
+def shifted(node: fx.Node, layout: Layout) -> Iterator[Axis]:
+    """The axes of x, of this layout, that ``roll(x, …)`` shifts by sizes that follow the inputs."""
+    shifts, dims = (
+        node.args[position] if position < len(node.args) else node.kwargs.get(name, ())
+        for position, name in ((1, "shifts"), (2, "dims"))
+    )
+    pairs = zip(
+        *(v if isinstance(v, (tuple, list)) else (v,) for v in (shifts, dims)), strict=False
+    )
+    yield from (layout[d] for s, d in pairs if isinstance(s, fx.Node) and isinstance(d, int))
+
+
 def _items(key: object, rank: int) -> Sequence[object]:
     """The items of the `key` in ``x[key]``, one for each of the first dimensions of x."""
     items = [item for item in (key if isinstance(key, tuple) else (key,)) if item is not None]

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fxprune.algebra import Algebra
 from fxprune.axes import Axis, find, is_frozen, leaves
-from fxprune.dynamic_sizes import name_of, unexplained, unexplained_bounds
+from fxprune.dynamic_sizes import name_of, shifted, unexplained, unexplained_bounds
 from fxprune.errors import AnalysisError, FxpruneError
 from fxprune.growing import growing
 from fxprune.lookups import join_tables
@@ -331,6 +331,9 @@ class _Runner(GraphRunner):
         if self.mode.dynamic and name_of(node) in ("getitem", "setitem"):
             for axis in unexplained_bounds(node, self._axes(node.args[0]), self._axes):
                 self.mode.algebra.freeze(axis, "sliced to a size that follows the inputs")
+        if self.mode.dynamic and name_of(node) == "roll":
+            for axis in shifted(node, self._axes(node.args[0])):
+                self.mode.algebra.freeze(axis, "rolled by a size that follows the inputs")
         if node.op == "placeholder":
             self._declare_fixed(value, "model input")
         if node.op == "output":

@@ -189,7 +189,7 @@ def roll(site: Site) -> None:
     """`roll(x, shifts, dims)` along an axis that changed."""
     axes = site.axes(site.old.args[0])
     shifts, dims = site.argument(1, "shifts"), site.argument(2, "dims")
-    shifts = (shifts,) if isinstance(shifts, int) else shifts
+    shifts = (shifts,) if isinstance(shifts, (int, fx.Node)) else shifts
     dims = (dims,) if isinstance(dims, int) else dims or ()
     pairs = [(s, d % len(axes)) for s, d in zip(shifts, dims, strict=True)]
     pruned = [(s, d) for s, d in pairs if site.changed(axes[d])]

@@ -165,6 +165,8 @@ def split(call: Call) -> Effect:
     """``split``, ``split_with_sizes``, ``chunk``: neighbouring segments."""
     axes = call.axes("self")
     dim = call.dim("dim", len(axes))
+    if call.dynamic:
+        call.freeze((axes[dim],), "split by a size that follows the inputs")
     pieces = call.algebra.segment(axes[dim], [out.shape[dim] for out in call.outputs])
     return _moved(*((*axes[:dim], piece, *axes[dim + 1 :]) for piece in pieces))
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxprune
-from tests.masking import alive, random_plan, traced
+from tests.masking import alive, as_written, random_plan, traced
 
 Read = Callable[[Tensor, Tensor], Tensor]
 
@@ -35,6 +35,26 @@ def _leading(h: Tensor, x: Tensor) -> Tensor:
     return h + h[:, :, : 2 * x.shape[1]].sum(-1, keepdim=True)
 
 
+def _leading_of_the_last(h: Tensor, x: Tensor) -> Tensor:
+    return h + h[..., : 2 * x.shape[1]].sum(-1, keepdim=True)
+
+
+def _narrowed(h: Tensor, x: Tensor) -> Tensor:
+    return h + h.narrow(2, 0, 2 * x.size(1)).sum(-1, keepdim=True)
+
+
+def _split(h: Tensor, x: Tensor) -> Tensor:
+    return h + h.split(2 * x.size(1), -1)[0].sum(-1, keepdim=True)
+
+
+def _rolled(h: Tensor, x: Tensor) -> Tensor:
+    return h + h.roll(x.size(1), -1)
+
+
+def _rolled_along_the_length(h: Tensor, x: Tensor) -> Tensor:
+    return h + h.roll(x.size(1) // 2, 1)
+
+
 def _last(h: Tensor, x: Tensor) -> Tensor:
     flat = h.flatten(1)
     return h + flat[:, flat.shape[1] - 1][:, None, None]
@@ -52,10 +72,35 @@ def test_a_slice_of_as_many_as_there_are_stays_whole() -> None:
         assert report.ok, str(report)
 
 
-@pytest.mark.parametrize("read", [_leading, _last], ids=["slice", "index"])
-def test_channels_chosen_by_a_size_are_frozen(read: Read) -> None:
-    # At length 4 the slice is the whole, so that torch slices nothing; `rewrite` failed.
+@pytest.mark.parametrize("capture", [traced, as_written])
+@pytest.mark.parametrize(
+    "read",
+    [_leading, _leading_of_the_last, _split, _rolled, _last],
+    ids=["slice", "ellipsis", "split", "roll", "index"],
+)
+def test_channels_chosen_by_a_size_are_frozen(
+    read: Read, capture: Callable[[nn.Module, Tensor], tuple[fx.GraphModule, fxprune.Analysis]]
+) -> None:
+    # At length 4 the slice is the whole, so that torch slices nothing; `rewrite` failed. What was
+    # split was another part at other lengths.
     inputs = torch.randn(2, 4, 5, dtype=torch.float64)
-    _, analysis = traced(alive(Net(read)), inputs)
+    _, analysis = capture(alive(Net(read)), inputs)
     assert not analysis.groups
     assert "follows the inputs" in analysis.explain("first")
+
+
+def test_a_part_as_long_as_the_input_is_no_channels() -> None:
+    # `trace` makes a number of the length; in other graphs it is a node.
+    _, analysis = as_written(alive(Net(_narrowed)), torch.randn(2, 4, 5, dtype=torch.float64))
+    assert not analysis.groups
+
+
+def test_positions_are_rolled_by_a_size_that_follows_the_inputs() -> None:
+    # `rewrite` failed: it took the size for a sequence of them.
+    inputs = torch.randn(3, 4, 5, dtype=torch.float64)
+    graph, analysis = traced(alive(Net(_rolled_along_the_length)), inputs[:2])
+    plan = random_plan(analysis)
+    pruned = fxprune.rewrite(graph, plan)
+    assert pruned.first.out_features < 8
+    for length in (4, 3):
+        assert fxprune.verify(graph, plan, pruned, inputs[:, :length]).ok

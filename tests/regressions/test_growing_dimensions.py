@@ -225,7 +225,7 @@ def test_channels_folded_into_time_that_are_read_by_position_stay(read: Read) ->
     assert graph.meta["fxprune"].dynamic == {"x": (0, 1)}
     reasons = {atom.reason for atom in leaves(analysis.propagation.layouts["first.weight"][0])}
     assert None not in reasons
-    assert "read by position, and its size follows the inputs" in reasons
+    assert any("follows the inputs" in reason for reason in reasons)
 
 
 def _unfolded(h: Tensor) -> Tensor:
