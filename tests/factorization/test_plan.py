@@ -122,6 +122,14 @@ def test_the_plan_and_the_report_are_readable() -> None:
         made.plan.layers["3"] = Bases(torch.eye(12).double(), None)
 
 
+def test_the_plan_lists_what_is_kept_of_inputs_and_of_outputs() -> None:
+    analysis = fxprune.analyze(fxprune.trace(build(), example()))
+    bases = Bases(torch.eye(12, dtype=torch.float64)[:, :5], None)
+    rows = str(FactorizationPlan.build(analysis, {"3": bases})).splitlines()
+    columns = ["3", "16x12x3x3", "5 of 12", "16"]
+    assert [word for word in rows[-1].split("  ") if word.strip()] == columns, rows
+
+
 def test_pruning_composes_before_and_after() -> None:
     x = example().double()
     half = fxprune.Budget(macs=0.5)

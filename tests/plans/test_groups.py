@@ -100,6 +100,16 @@ def test_equality_hash_and_copies() -> None:
     assert first != "g.in"
 
 
+def test_members_differ_by_where_their_contexts_run() -> None:
+    units = torch.arange(3)
+    along = [Member("w", 0, "producer", units, units * 0, dim) for dim in (0, 1)]
+    plain = [Member("w", 0, "producer", units, None, dim) for dim in (0, 1)]
+    assert along[0] != along[1]
+    assert plain[0] == plain[1]  # without contexts, they run nowhere
+    assert plain[0] != along[0]
+    assert along[0] != plain[0]
+
+
 def test_what_they_print() -> None:
     group, _ = grouped("g", 2, 3)
     assert repr(group) == "Group('g:0', 2 x 3 units, 2 members, maskable)"

@@ -40,6 +40,17 @@ def test_a_large_tensor_is_sliced_without_a_second_copy_of_the_result() -> None:
     assert sum(size >= result.numel() for size in made.sizes) == 1
 
 
+def test_a_large_tensor_is_sliced_in_few_blocks() -> None:
+    """In one per row it would take many times as long."""
+    weight = torch.randn(2048, 128)
+    group = Group("weight:1", 128, members=(producer("weight", 1, torch.arange(128)),))
+    plan = PruningPlan.build(FakeAnalysis((group,), {"weight": weight}), {group.name: [1, 2, 5]})
+    with _Made() as made:
+        result = slice_parameter(weight, members_by_parameter(plan)["weight"], plan)
+    assert torch.equal(result, weight[:, [1, 2, 5]])
+    assert len(made.sizes) < 20
+
+
 def test_where_the_entries_that_stay_are() -> None:
     analysis = analysis_of(chain("a", 4))
     slicer = Slicer(PruningPlan.build(analysis, {"a:0": [1, 3]}))

@@ -87,6 +87,12 @@ REDUCTIONS: tuple[Sample, ...] = (
     ),
     sample(
         "linalg_solve_triangular",
+        lambda x, y: torch.linalg.solve_triangular(x, y, upper=False, unitriangular=True),
+        real(3, 3),
+        real(3, 4),
+    ),
+    sample(
+        "linalg_solve_triangular",
         lambda x, y: torch.linalg.solve_triangular(
             x.triu() + 3 * torch.eye(3), y, upper=True, left=False
         ),
