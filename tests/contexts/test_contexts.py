@@ -245,6 +245,14 @@ class ContractedTogether(Attention):
         return torch.einsum("bhtd,hdc->btc", y, self.back)
 
 
+class Numbered(Attention):
+    """Each feature of each head has a number of its own, which `arange` makes."""
+
+    def mixed(self, y: Tensor) -> Tensor:
+        numbers = torch.arange(HEADS * INNER, dtype=y.dtype).view(HEADS, 1, INNER)
+        return y + numbers
+
+
 class GroupedConvolutions(nn.Module):
     """Channels between two grouped convolutions: chosen per group."""
 
@@ -305,6 +313,7 @@ CASES = {
     "cross covariance": Case(CrossCovariance, {"q": HEADS, "k": HEADS}),
     "dimension major": Case(DimensionMajor, {"q": 1}),
     "contracted with the heads": Case(ContractedTogether, {"q": HEADS, "v": HEADS}),
+    "numbered features": Case(Numbered, {"q": HEADS, "v": HEADS}),
     "grouped convolutions": Case(GroupedConvolutions, {"first": 4, "grouped": 4}),
     "grouped convolution and residual": Case(ResidualGroups, {"first": 1}),
 }
@@ -403,30 +412,68 @@ def library() -> torch.library.Library:
     library = torch.library.Library("fxprune_contexts", "FRAGMENT")
     library.define("share(Tensor x) -> Tensor")
     library.impl("share", lambda x: x.flatten(1).softmax(1).view_as(x), "CompositeImplicitAutograd")
+    library.define("share_turned(Tensor x) -> Tensor")
+    library.impl("share_turned", _share_turned, "CompositeImplicitAutograd")
+    library.define("both_orders(Tensor x) -> Tensor")
+    library.impl("both_orders", _both_orders, "CompositeImplicitAutograd")
     return library
+
+
+def _share_turned(x: Tensor) -> Tensor:
+    turned = x.transpose(1, 2)
+    return turned.flatten(1).softmax(1).view(turned.shape).transpose(1, 2)
+
+
+def _both_orders(x: Tensor) -> Tensor:
+    return torch.cat([x.flatten(1), x.mT.flatten(1)], 1)
 
 
 class Shared(nn.Module):
     """A softmax over heads and their features at once, inside one operator."""
 
-    def __init__(self, heads_last: bool) -> None:
+    def __init__(self, name: str, heads_last: bool) -> None:
         super().__init__()
-        self.other = 2 if heads_last else 1
+        self.name, self.other = name, 2 if heads_last else 1
         self.features, self.head = nn.Linear(5, 12), nn.Linear(12, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         grid = self.features(x).unflatten(1, (3, 4)).transpose(1, self.other)
-        shares = torch.ops.fxprune_contexts.share(grid)
+        shares = getattr(torch.ops.fxprune_contexts, self.name)(grid)
         return self.head(shares.transpose(1, self.other).flatten(1))
 
 
-@pytest.mark.parametrize("heads_last", [False, True])
+@pytest.mark.parametrize(
+    ("name", "heads_last", "contexts"),
+    [("share", False, 3), ("share", True, 1), ("share_turned", False, 1)],
+)
 def test_a_statistic_over_features_before_their_heads_lets_heads_choose_alike(
-    library: torch.library.Library, heads_last: bool
+    library: torch.library.Library, name: str, heads_last: bool, contexts: int
 ) -> None:
     # Features that each head chooses are in another order there than those of the masked original.
-    graph, analysis = traced(alive(Shared(heads_last)), torch.randn(2, 5).double())
-    assert {g.size: g.contexts for g in analysis.groups} == {3: 1, 4: 1 if heads_last else 3}
+    graph, analysis = traced(alive(Shared(name, heads_last)), torch.randn(2, 5).double())
+    assert {g.size: g.contexts for g in analysis.groups} == {3: 1, 4: contexts}
+    for seed in range(3):
+        plan = random_plan(analysis, seed)
+        assert verify(graph, plan, rewrite(graph, plan), torch.randn(3, 5).double()).ok
+
+
+class BothOrders(nn.Module):
+    """The features of each head, and after them the heads of each feature, by one operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Linear(5, 12), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.ops.fxprune_contexts.both_orders(self.features(x).view(-1, 3, 4)))
+
+
+def test_features_before_their_heads_in_a_part_of_a_dimension_let_heads_choose_alike(
+    library: torch.library.Library,
+) -> None:
+    # Of the second half, the head's weight would keep columns in another order than they come.
+    graph, analysis = traced(alive(BothOrders()), torch.randn(2, 5).double())
+    assert {g.size: g.contexts for g in analysis.groups} == {3: 1, 4: 1}
     for seed in range(3):
         plan = random_plan(analysis, seed)
         assert verify(graph, plan, rewrite(graph, plan), torch.randn(3, 5).double()).ok
