@@ -106,6 +106,40 @@ def test_what_only_buffers_have_is_frozen() -> None:
     assert reasons["left:1"] == "only buffers: there is no parameter to prune"
 
 
+class BesideTheInput(nn.Module):
+    """A buffer added to the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("offset", torch.randn(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.offset)
+
+
+def test_a_buffer_that_is_frozen_anyway_names_that_reason() -> None:
+    (group,) = analysed(BesideTheInput(), torch.randn(2, 5)).frozen
+    assert group.reason == "model input"
+    assert not group.maskable
+
+
+class WithoutEntries(nn.Module):
+    """A parameter of no rows, as tables of extra tokens have by default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.extra = nn.Parameter(torch.zeros(0, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x)) + self.extra.sum()
+
+
+def test_an_empty_parameter_has_no_units_to_prune() -> None:
+    analysis = analysed(WithoutEntries(), torch.randn(2, 5))
+    assert [group.name for group in analysis.groups] == ["first.weight:0"]
+
+
 class FirstAlone(nn.Module):
     """The first of five units goes another way than the others."""
 

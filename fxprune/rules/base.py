@@ -156,7 +156,7 @@ def dims_of(value: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
     if rank == 0 or value is None or (not isinstance(value, int) and len(value) == 0):
         return tuple(range(rank))
     values = (value,) if isinstance(value, int) else value
-    return tuple(sorted(v % rank for v in values))
+    return tuple(v % rank for v in values)
 
 
 def index_values(tensor: Tensor) -> list[int]:

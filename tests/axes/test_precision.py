@@ -334,6 +334,12 @@ def test_a_selection_of_a_frozen_axis_says_why_it_is_frozen() -> None:
     assert nothing.reason == "empty selection"
 
 
+def test_a_concatenation_of_frozen_axes_says_why_it_is_frozen() -> None:
+    algebra = Algebra()
+    joined = algebra.concat([algebra.constant(4, "fixed"), algebra.constant(2, "another")])
+    assert [(atom.size, atom.reason) for atom in leaves(joined)] == [(6, "fixed")]
+
+
 def test_units_of_a_product_name_the_major_factor_first() -> None:
     algebra = Algebra()
     major, minor = algebra.atom(2), algebra.atom(3)

@@ -49,6 +49,18 @@ class FreeOfScale(nn.Module):
         return x / x.norm(dim=(2, 3), keepdim=True)
 
 
+class WhereFreeOfScale(nn.Module):
+    """The same at some positions, and numbers at others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("chosen", torch.arange(6) < 3)
+        self.register_buffer("offset", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(self.chosen, x / x.norm(dim=(2, 3), keepdim=True), x + self.offset)
+
+
 class Gated(nn.Module):
     """Squeeze and excitation: a sigmoid gate per channel, of a mean over positions."""
 
@@ -222,6 +234,10 @@ FLAGGED: dict[str, Callable[[], nn.Module]] = {
     "ones written to it before a sum": lambda: Sandwich(Written(), 1),
     "an exponent that may be negative": lambda: Sandwich(ToThePower()),
     "zero over zero": lambda: Images(FreeOfScale()),
+    "zero over zero before a pooling": lambda: Images(
+        nn.Sequential(FreeOfScale(), nn.AvgPool2d(2))
+    ),
+    "zero over zero at some positions": lambda: Images(WhereFreeOfScale()),
     "weight norm of a square matrix": lambda: Sandwich(
         Residual(nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)))
     ),

@@ -181,6 +181,8 @@ def test_a_plan_cannot_be_changed() -> None:
         plan.scope = "global"
     with pytest.raises(TypeError, match="item assignment"):
         plan.kept_units["a:0"] = (1,)
+    with pytest.raises(TypeError, match="item assignment"):
+        plan.shapes["a.in"] = (1, 3)
     kept = plan.kept("a:0")
     kept[0] = 3
     assert plan.kept("a:0").tolist() == [0]
@@ -195,6 +197,8 @@ def test_equality_hash_and_copies() -> None:
     assert plan != PruningPlan.build(analysis, {"a:0": [0, 1]}, "l2", 0.5, "local")
     assert plan != dataclasses.replace(plan, fingerprint="other")
     assert copy.deepcopy(plan) == plan
+    tied = dataclasses.replace(plan, aliases={"a.tied": "a.in"})  # as the graph has it
+    assert (tied, hash(tied)) == (plan, hash(plan))
     assert pickle.loads(pickle.dumps(plan)).masks().keys() == plan.masks().keys()
 
 

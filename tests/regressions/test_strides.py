@@ -136,6 +136,23 @@ def test_strides_that_leave_a_slice_freeze_what_it_is_a_slice_of() -> None:
     assert reason == "read by strides (aten::as_strided)"
 
 
+class TurnedInPlace(nn.Module):
+    """Writes what x is in its place, by an overload, as exported graphs call it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 6), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).contiguous()
+        return self.last(torch.ops.aten.as_strided_.default(h, [6, 4], [1, 6]))
+
+
+def test_new_sizes_in_place_leave_nothing_of_the_old_ones() -> None:
+    graph, analysis = traced(alive(TurnedInPlace()), torch.randn(4, 5, dtype=torch.float64))
+    assert not analysis.groups, graph.code
+
+
 class AsLongAsTheInput(nn.Module):
     """Reads as many channels as there are positions, which at the traced length is all of them."""
 
