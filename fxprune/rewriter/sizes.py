@@ -77,7 +77,7 @@ def sized(start: int, name: str) -> Row:
 
     def row(site: Site) -> None:
         sizes, separate = _sizes_argument(site, start, name)
-        if sizes and any(site.changed(axis) for axis in site.out):
+        if any(site.changed(axis) for axis in site.out):
             _set_sizes(site, start, name, _resized(site, sizes, site.out), separate)
 
     return row

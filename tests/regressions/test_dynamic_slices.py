@@ -95,6 +95,20 @@ def test_a_part_as_long_as_the_input_is_no_channels() -> None:
     assert not analysis.groups
 
 
+def test_channels_repeated_as_often_as_the_input_says() -> None:
+    # A count of the traced length would fail at others.
+    def repeated(h: Tensor, x: Tensor) -> Tensor:
+        return h.repeat(1, 1, x.size(1)).unflatten(-1, (x.size(1), 8)).sum(2)
+
+    inputs = torch.randn(3, 4, 5, dtype=torch.float64)
+    graph, analysis = traced(alive(Net(repeated)), inputs[:2])
+    assert [group.size for group in analysis.groups] == [8]
+    plan = random_plan(analysis)
+    pruned = fxprune.rewrite(graph, plan)
+    for length in (4, 3):
+        assert fxprune.verify(graph, plan, pruned, inputs[:, :length]).ok
+
+
 def test_positions_are_rolled_by_a_size_that_follows_the_inputs() -> None:
     # `rewrite` failed: it took the size for a sequence of them.
     inputs = torch.randn(3, 4, 5, dtype=torch.float64)

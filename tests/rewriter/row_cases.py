@@ -148,6 +148,7 @@ CASES: dict[str, Sequence[Case]] = {
         Case(lambda m, x: x * m.one.repeat(12)),
         Case(lambda m, x: x * (m.p + m.one.repeat(4, 12))),
         Case(lambda m, x: x * m.one.repeat(12) + x.repeat(1, 1, 2)[..., 12:]),
+        Case(lambda m, x: x + x[:, :0].repeat(1, 2, 1).sum(1, keepdim=True)),
     ],
     "tile": [
         Case(lambda m, x: x * torch.tile(m.one, (12,))),

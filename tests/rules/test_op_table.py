@@ -6,10 +6,12 @@ import random
 from unittest.mock import patch
 
 import pytest
+import torch
 
 from fxprune import propagate as propagate_module
 from fxprune.errors import RewriteError
 from fxprune.plans import PruningPlan
+from fxprune.propagate import find_rule
 from fxprune.rules import MODULE_RULES, RULES
 from fxprune.rules.base import Effect, Kind
 from fxprune.rules.indexing import frozen
@@ -38,6 +40,13 @@ def test_every_rule_has_a_sample() -> None:
 def test_no_sample_claims_what_has_no_rule() -> None:
     known = {*RULES, *(kind.__name__ for kind in MODULE_RULES)}
     assert not {name for sample in TABLE for name in sample.names} - known
+
+
+def test_only_ops_in_place_go_by_the_name_of_another_op() -> None:
+    """The last letter of a name is no underscore elsewhere: `to` is not `t`."""
+    aten = torch.ops.aten
+    assert find_rule(aten.squeeze_.dim) is find_rule(aten.squeeze.dim) is RULES["squeeze"]
+    assert find_rule(aten.to.dtype) is None
 
 
 @every_sample
