@@ -1,4 +1,7 @@
-"""Mutants that no test can kill, each with the reason why it is the same program."""
+"""Mutants that no test can kill, each with the reason why it is the same program.
+
+Or as good a one: some change only how much time or memory a block, a memo or a bound takes.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,35 @@ from types import MappingProxyType
 
 EQUIVALENT: Mapping[str, str] = MappingProxyType(
     {
+        "algebra.py:Algebra._unify_compounds:drop-condition:4": "An axis is frozen where all "
+        "its atoms have a reason: there is one, and the other string is for the type checker.",
         "algebra.py:Algebra._match_factors:compare:2": "Where both are of one size, they were "
         "paired a few lines before, and the loop went on.",
+        "axes.py:factors_of:drop-condition:1": "Changes only how much time is taken: what is not "
+        "remembered is found again, and frozen units are left out whenever factors are asked for.",
         "axes.py:find:drop-condition:2": "One more round, which binds to the root what is bound "
         "to it already.",
         "contexts.py:_companions:compare:7": "A companion of size 1 makes one context: everywhere "
         "the same choice, which is what an atom without companions has.",
+        "growing.py:_views:drop-condition:4": "One more view is looked at, of dimensions that are "
+        "all frozen: it has nothing left to freeze.",
+        "maskable.py:_FillPass._find_free:drop-update:3": "Changes only how much time is taken: "
+        "what is not remembered is found again.",
+        "maskable.py:_FillPass.fresh:return-input:1": "True is 1.0 and False is 0.0 wherever a "
+        "fill is compared, put into a tensor, or looked up.",
+        "maskable.py:_probe:off-by-one:1": "Any seed gives samples of both signs, no two alike.",
         "maskable.py:_FillPass.statistic:drop-condition:10": "The other statistics call their "
         "tensor `self`, and none of them has a weight: nothing follows for them.",
+        "plans/factorization.py:FactorizationPlan.from_json:off-by-one:2": "Changes only how long "
+        "a text is read at most, which is far more than any plan needs.",
+        "propagate.py:_writes:drop-condition:3": "What an op writes to is one of its tensors.",
         "rewriter/rows.py:split_along.row:arithmetic:1": "The dimension is taken modulo the rank.",
         "rules/view.py:_taken_over:compare:3": "Where a dimension of size n and stride s is kept, "
         "the one of least stride, all else is steps of multiples of s * n, and steps that sum up "
         "to less than s: the sum of all steps is no multiple of s * n, and x.numel() is one. Where "
         "none is kept, the answer is the same.",
+        "slicing.py:Slicer._memberships:drop-condition:2": "Neither None nor the empty string is "
+        "the name of a parameter.",
+        "slicing.py:module:off-by-one:2": "Changes only how much memory a block takes.",
     }
 )
