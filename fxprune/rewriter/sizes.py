@@ -47,12 +47,28 @@ def _scaled(graph: fx.Graph, size: fx.Node, divisor: int, factor: int) -> fx.Nod
     return graph.call_function(operator.mul, (rest, factor))
 
 
-def _sizes_argument(site: Site, start: int, name: str) -> tuple[Sequence[Any], bool]:
-    """Sizes given as one sequence or as separate arguments, and whether they were separate."""
+def _sizes_argument(site: Site, start: int, name: str) -> tuple[Any, bool]:
+    """Sizes given as one sequence or as separate arguments, and whether they were separate.
+
+    The sequence may be a node: the shape of a tensor.
+    """
     first = site.argument(start, name)
-    if isinstance(first, (tuple, list)):
+    known = site.selection.analysis.propagation.nodes
+    if isinstance(known[first] if isinstance(first, fx.Node) else first, (tuple, list)):
         return first, False
     return site.old.args[start:], True
+
+
+def _taken_apart(site: Site, shape: fx.Node) -> list[Any]:
+    """The sizes in a shape, whose tensor may have been pruned: numbers where the result is."""
+    graph, before = site.new.graph, site.selection.analysis.propagation.nodes[shape]
+    with graph.inserting_before(site.new):
+        return [
+            size
+            if site.changed(axis)
+            else graph.call_function(operator.getitem, (new_value(site, shape), place))
+            for place, (size, axis) in enumerate(zip(before, site.out, strict=True))
+        ]
 
 
 def _set_sizes(site: Site, start: int, name: str, sizes: Sequence[Any], separate: bool) -> None:
@@ -76,8 +92,10 @@ def sized(start: int, name: str) -> Row:
     """Ops whose sizes are the output's: view, reshape, expand, factories."""
 
     def row(site: Site) -> None:
-        sizes, separate = _sizes_argument(site, start, name)
         if any(site.changed(axis) for axis in site.out):
+            sizes, separate = _sizes_argument(site, start, name)
+            if not separate and isinstance(sizes, fx.Node):
+                sizes = _taken_apart(site, sizes)
             _set_sizes(site, start, name, _resized(site, sizes, site.out), separate)
 
     return row

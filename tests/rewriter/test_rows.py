@@ -71,6 +71,24 @@ def test_all_units_but_one_go() -> None:
             raise AssertionError(f"{name}: {error}") from error
 
 
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, x: x.flatten().view(x.shape) * 2,
+        lambda m, x: x.flatten().reshape(x.size()) * 2,
+        lambda m, x: x + x.new_zeros(x.shape),
+        lambda m, x: x + m.p.expand(x.shape),
+    ],
+    ids=["view", "reshape", "zeros", "expand"],
+)
+def test_sizes_may_be_the_shape_of_a_tensor(run: Function) -> None:
+    # `rewrite` failed: graphs that `trace` did not make have such a shape as one node.
+    model = alive(Middle(Case(run)))
+    graph, analysis = as_written(model, torch.randn(2, 4, 5).double())
+    pruned = check(model, graph, random_plan(analysis))
+    assert pruned.first.out_features < 12
+
+
 def test_an_unequal_chunk_becomes_a_split() -> None:
     model = alive(Middle(Case(lambda m, x: torch.cat(x.chunk(2, -1)[::-1], -1))))
     graph, analysis = traced(model, torch.randn(2, 4, 5).double())
