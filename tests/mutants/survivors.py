@@ -18,10 +18,10 @@ EQUIVALENT: Mapping[str, str] = MappingProxyType(
         "remembered is found again, and frozen units are left out whenever factors are asked for.",
         "axes.py:find:drop-condition:2": "One more round, which binds to the root what is bound "
         "to it already.",
-        "contexts.py:_companions:compare:7": "A companion of size 1 makes one context: everywhere "
-        "the same choice, which is what an atom without companions has.",
-        "growing.py:_views:drop-condition:4": "One more view is looked at, of dimensions that are "
-        "all frozen: it has nothing left to freeze.",
+        "contexts.py:_Nesting.companions:compare:6": "A companion of size 1 makes one context: "
+        "everywhere the same choice, which is what an atom without companions has.",
+        "growing.py:_shapes_elsewhere:drop-condition:1": "Twice a size and a step more is never "
+        "that size.",
         "maskable.py:_FillPass._find_free:drop-update:3": "Changes only how much time is taken: "
         "what is not remembered is found again.",
         "maskable.py:_FillPass.fresh:return-input:1": "True is 1.0 and False is 0.0 wherever a "
