@@ -221,6 +221,8 @@ def make_members(
     for candidate in (dim, *others):
         if context in leaves(layout[candidate]):
             (index,) = maps.of(layout[candidate], {context.key: 0})
+            if candidate == dim and any(bool((index[unit >= 0] < 0).any()) for unit in units):
+                continue  # it stands beside other entries of the dimension only
             return [Member(name, dim, role, unit, index, candidate) for unit in units]
     raise AnalysisError(
         f"{name!r}: dimension {dim} has units per context, but no context {context!r}."

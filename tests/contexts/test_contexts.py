@@ -477,3 +477,27 @@ def test_features_before_their_heads_in_a_part_of_a_dimension_let_heads_choose_a
     for seed in range(3):
         plan = random_plan(analysis, seed)
         assert verify(graph, plan, rewrite(graph, plan), torch.randn(3, 5).double()).ok
+
+
+class Prompted(nn.Module):
+    """Two rows of the model's own above an outer product, whose rows have the columns' atoms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompt = nn.Parameter(torch.randn(1, 2, 12))
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        outer = flat[:, :, None] * flat[:, None, :]
+        return self.head(torch.cat([self.prompt.expand(len(x), -1, -1), outer], 1).mean(1))
+
+
+def test_a_context_is_looked_for_where_its_units_are() -> None:
+    # The rows' atoms were taken for the context of the prompt's rows, which have none of them.
+    graph, analysis = traced(alive(Prompted()), torch.randn(2, 3, 4).double())
+    (group,) = (group for group in analysis.groups if group.contexts > 1)
+    assert group.size == 2
+    for seed in range(5):
+        plan = random_plan(analysis, seed)
+        assert verify(graph, plan, rewrite(graph, plan), torch.randn(3, 3, 4).double()).ok
