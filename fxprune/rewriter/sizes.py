@@ -94,7 +94,7 @@ def sized(start: int, name: str) -> Row:
     def row(site: Site) -> None:
         if any(site.changed(axis) for axis in site.out):
             sizes, separate = _sizes_argument(site, start, name)
-            if not separate and isinstance(sizes, fx.Node):
+            if isinstance(sizes, fx.Node):
                 sizes = _taken_apart(site, sizes)
             _set_sizes(site, start, name, _resized(site, sizes, site.out), separate)
 

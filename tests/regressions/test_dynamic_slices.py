@@ -60,6 +60,14 @@ def _last(h: Tensor, x: Tensor) -> Tensor:
     return h + flat[:, flat.shape[1] - 1][:, None, None]
 
 
+def assert_same_at_lengths(
+    graph: fx.GraphModule, plan: fxprune.PruningPlan, pruned: fx.GraphModule, inputs: Tensor
+) -> None:
+    for length in (4, 3):
+        report = fxprune.verify(graph, plan, pruned, inputs[:, :length])
+        assert report.ok, str(report)
+
+
 def test_a_slice_of_as_many_as_there_are_stays_whole() -> None:
     # `rewrite` failed: it took the size for a number.
     inputs = torch.randn(3, 4, 5, dtype=torch.float64)
@@ -67,9 +75,7 @@ def test_a_slice_of_as_many_as_there_are_stays_whole() -> None:
     assert [group.size for group in analysis.groups] == [8]
     plan = random_plan(analysis)
     pruned = fxprune.rewrite(graph, plan)
-    for length in (4, 3):
-        report = fxprune.verify(graph, plan, pruned, inputs[:, :length])
-        assert report.ok, str(report)
+    assert_same_at_lengths(graph, plan, pruned, inputs)
 
 
 @pytest.mark.parametrize("capture", [traced, as_written])
@@ -105,8 +111,7 @@ def test_channels_repeated_as_often_as_the_input_says() -> None:
     assert [group.size for group in analysis.groups] == [8]
     plan = random_plan(analysis)
     pruned = fxprune.rewrite(graph, plan)
-    for length in (4, 3):
-        assert fxprune.verify(graph, plan, pruned, inputs[:, :length]).ok
+    assert_same_at_lengths(graph, plan, pruned, inputs)
 
 
 def test_positions_are_rolled_by_a_size_that_follows_the_inputs() -> None:
@@ -116,5 +121,4 @@ def test_positions_are_rolled_by_a_size_that_follows_the_inputs() -> None:
     plan = random_plan(analysis)
     pruned = fxprune.rewrite(graph, plan)
     assert pruned.first.out_features < 8
-    for length in (4, 3):
-        assert fxprune.verify(graph, plan, pruned, inputs[:, :length]).ok
+    assert_same_at_lengths(graph, plan, pruned, inputs)
