@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from fxprune.walks import module_at
+
 _HELD = ("_parameters", "_buffers", "_modules")
 _BLANK = frozenset(vars(nn.Module())) - {"training", "_non_persistent_buffers_set", *_HELD}
 
@@ -30,9 +32,12 @@ def _sort_by_use(root: nn.Module, graph: fx.Graph) -> None:
             while path:
                 path, _, name = path.rpartition(".")
                 names = used.setdefault(path, {})
-                names.setdefault(name, len(names))
+                if name in names:
+                    break  # and so are the paths that lead here
+                names[name] = len(names)
     for path, names in used.items():
-        state = vars(root.get_submodule(path))
+        state = vars(module_at(root, path))
         for held in _HELD:
-            order = sorted(state[held], key=lambda name: names.get(name, len(names)))
-            state[held] = {name: state[held][name] for name in order}
+            if len(state[held]) > 1:
+                order = sorted(state[held], key=lambda name: names.get(name, len(names)))
+                state[held] = {name: state[held][name] for name in order}

@@ -16,7 +16,7 @@ from fxprune import meta_kernels
 from fxprune.capture import shapes
 from fxprune.capture.metacopy import copy_module, set_mode
 from fxprune.errors import AnalysisError
-from fxprune.walks import named_tensors
+from fxprune.walks import module_at, named_tensors
 
 Shapes = list[tuple[int, ...]]
 
@@ -29,7 +29,7 @@ def shapes_on_meta(
     `inputs` are the placeholders' values; without it those of the example.
     """
     runner = _ShapeRunner(module, module.graph)
-    with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]), _on_meta():
+    with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]):
         runner.run(example_values(module, inputs))
     return runner.shapes
 
@@ -64,7 +64,7 @@ class GraphRunner:
     def get_attr(self, target: str, args: Any, kwargs: Any) -> Any:
         """An attribute of the module or of one inside it."""
         path, _, name = target.rpartition(".")
-        return getattr(self.module_at(path), name)
+        return getattr(module_at(self.module, path), name)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """What a function returns."""
@@ -76,27 +76,19 @@ class GraphRunner:
 
     def call_module(self, target: str, args: Any, kwargs: Any) -> Any:
         """What a module returns."""
-        return self.module_at(target)(*args, **kwargs)
+        return module_at(self.module, target)(*args, **kwargs)
 
     def output(self, target: str, args: Any, kwargs: Any) -> Any:
         """The result of the graph."""
         return args[0]
-
-    def module_at(self, path: str) -> nn.Module:
-        """The module of this path."""
-        module = self.module
-        for name in path.split(".") if path else ():
-            child = module._modules[name]
-            assert child is not None, path
-            module = child
-        return module
 
 
 class _ShapeRunner(GraphRunner):
     """Notes shapes at once: a later node may change that of a tensor in place.
 
     Where a formula gives a module's result, the module itself serves; only the others are copied
-    to meta.
+    to meta. A dispatch mode, which makes everything on meta, is entered where torch itself runs: a
+    formula would make its result several times slower within.
     """
 
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
@@ -115,13 +107,23 @@ class _ShapeRunner(GraphRunner):
         return self._twin(value) if isinstance(value, Tensor) else value
 
     def call_module(self, target: str, args: Any, kwargs: Any) -> Any:
-        module = self.module_at(target)
+        module = module_at(self.module, target)
         result = shapes.of_module(type(module), module, args, kwargs)
         if result is None:
-            return self._shadow(module)(*args, **kwargs)
+            with _on_meta():
+                return self._shadow(module)(*args, **kwargs)
         if isinstance(module, nn.RNNBase):
-            _run_one_step(self._shadow(module), *args, **kwargs)
+            with _on_meta():
+                _run_one_step(self._shadow(module), *args, **kwargs)
         return result
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        with _on_meta():
+            return super().call_function(target, args, kwargs)
+
+    def call_method(self, target: str, args: Any, kwargs: Any) -> Any:
+        with _on_meta():
+            return super().call_method(target, args, kwargs)
 
     def _twin(self, tensor: Tensor) -> Tensor:
         if id(tensor) not in self._memo:

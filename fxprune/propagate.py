@@ -29,7 +29,7 @@ from fxprune.modules import SizedCustomGradient
 from fxprune.rules import MODULE_RULES, RULES
 from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, tensors_in
 from fxprune.rules.elementwise import pointwise
-from fxprune.walks import named_parameters, named_tensors
+from fxprune.walks import module_at, named_parameters, named_tensors
 
 _CONSTANT_LIMIT = 1 << 22
 """Constant tensors with more elements than this are not evaluated to follow an index."""
@@ -354,14 +354,14 @@ class _Runner(GraphRunner):
         return layout.axes if isinstance(layout, TensorAxes) else ()
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = self.module_at(target)
+        module = module_at(self.module, target)
         rule = MODULE_RULES.get(type(module))
         if rule is None:
             value = module(*args, **kwargs)
             if isinstance(module, SizedCustomGradient):
                 self._freeze((args, value), f"{module} computes with sizes")
             return value
-        with torch.utils._python_dispatch._disable_current_modes():
+        with torch._C._DisableTorchDispatch():
             result = rule(module, args, kwargs, self.mode.layout_of, self.mode.algebra)
         for call, effect in result.calls:
             self.mode.apply(call, lambda _, effect=effect: effect)  # type: ignore[misc]

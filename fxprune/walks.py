@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -24,6 +24,14 @@ def named_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
                 if child is not None:
                     stack.append((dot + name, child))
     return [(path, module) for module, path in found.items()]
+
+
+def module_at(root: nn.Module, path: str) -> nn.Module:
+    """The module of this path: `root.get_submodule(path)` without its checks. Raises KeyError."""
+    module: Any = root
+    for name in path.split(".") if path else ():
+        module = module._modules[name]
+    return module  # type: ignore[no-any-return]
 
 
 def named_parameters(root: nn.Module) -> list[tuple[str, nn.Parameter]]:

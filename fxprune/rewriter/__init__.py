@@ -30,6 +30,7 @@ from fxprune.rewriter.site import Site
 from fxprune.rules.base import Layout
 from fxprune.selection import Selection
 from fxprune.slicing import Slicer
+from fxprune.walks import module_at
 
 _BY_POSITION = frozenset(
     "aten::slice aten::select aten::roll aten::index aten::index_select".split()
@@ -98,7 +99,7 @@ class _Rewriter:
         self.nodes[node] = new
         fix = find_row(node)
         if node.op == "call_module":
-            module = self.root.get_submodule(str(node.target))
+            module = module_at(self.root, str(node.target))
             module_fix = FIXES.get(type(module))
             fix = None if module_fix is None else lambda site: module_fix(module, site)
         records = self.records.get(node, ())

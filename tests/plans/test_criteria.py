@@ -185,3 +185,28 @@ def test_parameters_of_another_graph_and_empty_groups_are_refused() -> None:
         Norm(2)(Group("g", 3), {})
     with pytest.raises(ValueError, match="must be positive, not 0"):
         Norm(0)
+
+
+def test_a_bound_norm_reads_a_weight_once_until_it_changes() -> None:
+    units = torch.arange(3)
+    rows = Group("rows", 3, members=(producer("w", 0, units),))
+    columns = Group("columns", 3, members=(consumer("w", 1, units),))
+    weight = torch.randn(3, 3, dtype=torch.float64)
+    parameters = {"w": weight}
+    analysis = analysis_of((rows, parameters), (columns, {}))
+    scorer = Norm(2).bind(analysis)
+    for change in (lambda: None, lambda: weight.mul_(2), lambda: parameters.update(w=weight + 1)):
+        change()
+        for group, dim in ((rows, 1), (columns, 0)):
+            torch.testing.assert_close(scorer(group, parameters), parameters["w"].norm(dim=dim))
+
+
+@given(cases(max_members=4), shared_weights(), st.sampled_from([1.0, 2.0, math.inf]))
+def test_a_bound_norm_gives_the_scores_of_each_group_alone(
+    one: Case, two: Case, order: float
+) -> None:
+    analysis = analysis_of((one.group, one.parameters), (two.group, {}))
+    scorer = Norm(order).bind(analysis)
+    for case in (one, two, one):
+        expected = Norm(order)(case.group, case.parameters)
+        assert scorer(case.group, case.parameters).equal(expected)
