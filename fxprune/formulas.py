@@ -23,6 +23,41 @@ def broadcast(a: Sequence[int], b: Sequence[int]) -> Sequence[int] | None:
     return shape
 
 
+def elementwise_strides(shape: Sequence[int], operands: Sequence[Sequence[int]]) -> Sequence[int]:
+    """The strides of an elementwise result, whose dimensions lie in memory as the operands' do.
+
+    `operands` are their strides after broadcasting, 0 where one is repeated. As torch does
+    (`compute_elementwise_output_strides`): the first operand that can tell two dimensions apart
+    does, and where none can they keep their places.
+    """
+    order = list(reversed(range(len(shape))))  # from the innermost
+    for start in range(1, len(order)):
+        here = start
+        for other in reversed(range(start)):
+            found = _compared(order[other], order[here], shape, operands)
+            if found > 0:
+                order[other], order[here] = order[here], order[other]
+                here = other
+            elif found < 0:
+                break
+    strides, step = [0] * len(shape), 1
+    for dim in order:
+        strides[dim] = step
+        step *= max(shape[dim], 1)
+    return strides
+
+
+def _compared(a: int, b: int, shape: Sequence[int], operands: Sequence[Sequence[int]]) -> int:
+    """Negative if dimension `a` lies inside `b`, positive if outside, 0 if nothing tells."""
+    for strides in operands:
+        if strides[a] and strides[b]:
+            if strides[a] != strides[b]:
+                return strides[a] - strides[b]
+            if shape[a] > shape[b]:
+                return 1
+    return 0
+
+
 def joined(shapes: Sequence[Sequence[int]], dim: int) -> Sequence[int] | None:
     """The shape of a concatenation along `dim`, which may count from the end."""
     rank = len(shapes[0])

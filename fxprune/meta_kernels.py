@@ -6,7 +6,7 @@ if the sizes do not fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -15,11 +15,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fxprune.formulas import broadcast, convolved, joined
+from fxprune.formulas import broadcast, convolved, elementwise_strides, joined
 
 Kernel: TypeAlias = Callable[..., Any]
 
 aten = torch.ops.aten
+
+
+_PROMOTED = frozenset({torch.bool, torch.complex32, torch.complex64, torch.complex128})
+"""Types whose arithmetic gives another one, or has rules of its own."""
 
 
 def _new(like: Tensor, shape: Sequence[int]) -> Tensor:
@@ -39,12 +43,14 @@ def elementwise(x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """An op of one tensor; a dense one keeps its strides."""
     if any(isinstance(a, Tensor) for a in args) or kwargs.get("dtype"):
         return NotImplemented
-    if _same(x):
-        return _new(x, x.shape)
     if not (x.is_meta and x.is_floating_point()):
         return NotImplemented
-    like = torch.empty_like(x)
-    return like if like.stride() == x.stride() else NotImplemented
+    return _new(x, x.shape) if x.is_contiguous() else torch.empty_like(x)
+
+
+def rebuilt(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """An op of one tensor whose result is contiguous, however that tensor lies."""
+    return _new(x, x.shape) if x.is_meta and x.is_floating_point() else NotImplemented
 
 
 def in_place(x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -53,18 +59,45 @@ def in_place(x: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 def binary(x: Any, y: Any, **kwargs: Any) -> Any:
-    """An op of a tensor and a number, or of two tensors that broadcast to each other."""
-    if not isinstance(x, Tensor) or not _same(x):
+    """An op of a floating tensor and a number, or of two that broadcast to each other."""
+    floating = isinstance(x, Tensor) and x.is_floating_point()
+    return arithmetic(x, y) if floating else NotImplemented
+
+
+def arithmetic(x: Any, y: Any, **kwargs: Any) -> Any:
+    """The same of real numbers of any one type, if the result has it, too."""
+    if not isinstance(x, Tensor) or not x.is_meta or x.dtype in _PROMOTED:
+        return NotImplemented
+    if kwargs and not x.is_floating_point():  # a factor of y, which may not fit
         return NotImplemented
     if not isinstance(y, Tensor):
-        return _new(x, x.shape) if type(y) in (int, float) else NotImplemented
-    shape = broadcast(x.shape, y.shape) if _same(x, y) else None
-    return NotImplemented if shape is None else _new(x, shape)
+        plain = type(y) is int or (type(y) is float and x.is_floating_point())
+        if not plain:
+            return NotImplemented
+        return _new(x, x.shape) if x.is_contiguous() else torch.empty_like(x)
+    shape = broadcast(x.shape, y.shape) if y.is_meta and x.dtype == y.dtype else None
+    if shape is None:
+        return NotImplemented
+    if x.is_contiguous() and y.is_contiguous():
+        return _new(x, shape)
+    return _laid_out((x, y), shape)
+
+
+def _laid_out(operands: Iterable[Tensor], shape: Sequence[int]) -> Tensor:
+    """A new tensor with the strides of an elementwise result."""
+    spread = [t.expand(shape) for t in operands]
+    dtype, last = spread[0].dtype, torch.channels_last
+    if all(t.is_contiguous() for t in spread):
+        return _new(spread[0], shape)
+    if len(shape) == 4 and all(t.is_contiguous(memory_format=last) for t in spread):
+        return torch.empty(shape, dtype=dtype, device="meta", memory_format=last)
+    strides = elementwise_strides(shape, [t.stride() for t in spread])
+    return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
 
 
 def binary_in_place(x: Tensor, y: Any, **kwargs: Any) -> Any:
     """An in-place op of a tensor and a number, or a tensor that broadcasts to it."""
-    result = binary(x, y)
+    result = binary(x, y) if _same(x) else NotImplemented
     return x if result is not NotImplemented and result.shape == x.shape else NotImplemented
 
 
@@ -86,10 +119,12 @@ def comparison(x: Any, y: Any, **kwargs: Any) -> Any:
     return NotImplemented if shape is None else torch.empty(shape, dtype=torch.bool, device="meta")
 
 
-def mean(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, **kwargs: Any) -> Any:
-    """``mean`` over dimensions."""
+def reduced(
+    x: Tensor, dims: Sequence[int] | None = None, keepdim: bool = False, **kwargs: Any
+) -> Any:
+    """A reduction over dimensions; its result is contiguous."""
     rank = x.dim()
-    if not _same(x) or kwargs.get("dtype") or not dims:
+    if not (x.is_meta and x.is_floating_point() and x.numel()) or kwargs.get("dtype") or not dims:
         return NotImplemented
     over = {dim % rank for dim in dims if -rank <= dim < rank}
     if len(over) != len(dims):
@@ -98,10 +133,31 @@ def mean(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, **kwargs:
     return _new(x, sizes)
 
 
+def vector_norm(x: Tensor, order: float = 2, *args: Any, **kwargs: Any) -> Any:
+    """``linalg_vector_norm``."""
+    return reduced(x, *args, **kwargs)
+
+
+def addcmul(x: Tensor, y: Tensor, z: Tensor, **kwargs: Any) -> Any:
+    """``x + value * y * z``."""
+    plain = x.is_floating_point() and all(t.is_meta and t.dtype == x.dtype for t in (x, y, z))
+    shape = broadcast(y.shape, z.shape) if plain else None
+    shape = None if shape is None else broadcast(x.shape, shape)
+    return NotImplemented if shape is None else _laid_out((x, y, z), shape)
+
+
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Any:
-    """``cat`` of tensors of one rank."""
-    shape = joined([t.shape for t in tensors], dim) if _same(*tensors) else None
-    return NotImplemented if shape is None else _new(tensors[0], shape)
+    """``cat`` of tensors of one rank, whose result is contiguous."""
+    first = tensors[0]
+    if not all(t.is_meta and t.dtype == first.dtype and _channels_outside(t) for t in tensors):
+        return NotImplemented
+    shape = joined([t.shape for t in tensors], dim)
+    return NotImplemented if shape is None else _new(first, shape)
+
+
+def _channels_outside(x: Tensor) -> bool:
+    """Whether torch cannot take the memory format for that with the channels inside."""
+    return x.is_contiguous() or x.dim() not in (4, 5) or x.stride(1) > x.stride(-1)
 
 
 def convolution(
@@ -120,12 +176,12 @@ def convolution(
 
 def safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
     """``_safe_softmax``."""
-    return NotImplemented if dtype else elementwise(x)
+    return NotImplemented if dtype else rebuilt(x)
 
 
 def softmax(x: Tensor, dim: int, half_to_float: bool) -> Any:
     """``_softmax``."""
-    return NotImplemented if half_to_float else elementwise(x)
+    return NotImplemented if half_to_float else rebuilt(x)
 
 
 def batch_norm(
@@ -177,6 +233,8 @@ def resized(x: Tensor, size: Sequence[int], *options: Any) -> Any:
     last = torch.channels_last
     if not (x.is_meta and x.dim() == 4 and x.is_contiguous(memory_format=last)):
         return NotImplemented
+    if 1 in x.shape[1:]:  # the strides of such dimensions decide, which this does not look at
+        return NotImplemented
     return torch.empty(shape, dtype=x.dtype, device="meta", memory_format=last)
 
 
@@ -202,8 +260,8 @@ KERNELS: Mapping[Any, Kernel] = MappingProxyType(
     {
         **dict.fromkeys(
             _overloads(
-                "gelu hardtanh hardswish silu hardsigmoid leaky_relu sigmoid rsqrt roll relu elu "
-                "mish softplus clamp clamp_min square"
+                "gelu hardtanh hardswish silu hardsigmoid leaky_relu sigmoid rsqrt relu elu "
+                "mish softplus clamp clamp_min square neg"
             ),
             elementwise,
         ),
@@ -219,11 +277,17 @@ KERNELS: Mapping[Any, Kernel] = MappingProxyType(
         ),
         aten.upsample_trilinear3d.default: resized,
         aten.where.self: where,
-        aten.rsub.Scalar: binary,
-        **dict.fromkeys(_overloads("add sub mul div", "Tensor", "Scalar"), binary),
+        **dict.fromkeys(_overloads("div", "Tensor", "Scalar"), binary),
+        **dict.fromkeys(_overloads("add sub mul", "Tensor", "Scalar"), arithmetic),
+        aten.rsub.Scalar: arithmetic,
         **dict.fromkeys(_overloads("add_ sub_ mul_ div_", "Tensor"), binary_in_place),
-        aten.mean.dim: mean,
+        aten.mean.dim: reduced,
+        aten.sum.dim_IntList: reduced,
+        aten.amax.default: reduced,
+        aten.linalg_vector_norm.default: vector_norm,
+        aten.addcmul.default: addcmul,
         aten.cat.default: cat,
+        aten.roll.default: rebuilt,
         aten.convolution.default: convolution,
         aten._safe_softmax.default: safe_softmax,
         aten.pow.Tensor_Scalar: elementwise,

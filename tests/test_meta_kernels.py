@@ -59,7 +59,12 @@ def arguments(func: Any, shape: Sequence[int]) -> list[tuple[Any, ...]]:
             (x, [shape[-1]], meta(shape[-1]), meta(shape[-1]), 1e-5),
             (x, list(shape[-2:]), None, None, 1e-5),
         ],
-        aten.mean.dim: [(x, [-1]), (x, [0, -1], True), (x, [1])],
+        **{
+            func: [(x, [-1]), (x, [0, -1], True), (x, [1])]
+            for func in (aten.mean.dim, aten.sum.dim_IntList, aten.amax.default)
+        },
+        aten.linalg_vector_norm.default: [(x, 2, [-1]), (x, 1, [0, -1], True), (x, 2, [1])],
+        aten.addcmul.default: [(x, x, x), (x, meta(shape[-1]), x)],
         aten.cat.default: [([x, x, x], 1), ([x, x], -1)],
         aten._safe_softmax.default: [(x, -1)],
         aten.convolution.default: convolutions(shape),
@@ -108,8 +113,7 @@ def convolutions(shape: Sequence[int]) -> list[tuple[Any, ...]]:
 
 
 def described(result: Any) -> list[tuple[Any, ...]]:
-    tensors = [result] if isinstance(result, Tensor) else list(result)
-    return [(tuple(t.shape), t.stride(), t.dtype, t.device.type) for t in tensors]
+    return [(tuple(t.shape), t.stride(), t.dtype, t.device.type) for t in tensors_in(result)]
 
 
 @pytest.mark.parametrize("func", list(meta_kernels.KERNELS), ids=str)
@@ -134,15 +138,17 @@ def test_tensors_on_meta_equal_none() -> None:
 WIDE = meta(2, 3, dtype=torch.float64)
 NOT_APPLICABLE = [
     (aten.add_.Tensor, (meta(3, 2).t(), meta(2, 3))),  # strides are kept
-    (aten.mean.dim, (meta(3, 2).t(), [0])),
+    (aten.sum.dim_IntList, (meta(2, 3, dtype=torch.int64), [0])),
+    (aten.amax.default, (meta(2, 3), [])),
     (aten.cat.default, ([meta(0), meta(2, 3)], 0)),  # an empty vector is left out
     (aten.cat.default, ([meta(2, 3), WIDE], 0)),
     (aten.convolution.default, (meta(1, 2, 5), meta(2, 3, 2), None, [1], [0], [1], True, [0], 1)),
     (aten.add.Tensor, (meta(2, 3), WIDE)),  # the type is promoted
-    (aten.mul.Tensor, (meta(3, 2).t(), 2)),  # strides are kept
     (aten.add.Tensor, (meta(2, 3, dtype=torch.int64), 0.5)),
+    (aten.add.Tensor, (meta(2, 3, dtype=torch.bool), 1)),
+    (aten.add.Tensor, (meta(2, dtype=torch.complex64), meta(2, dtype=torch.complex64))),
+    (aten.div.Tensor, (meta(2, 3, dtype=torch.int64), 2)),
     (aten._softmax.default, (meta(2, 3), 1, True)),
-    (aten.gelu.default, (meta(1, 3).expand(2, 3),)),
     (aten.clamp.default, (meta(2, 3, dtype=torch.int64), 0)),
     (aten.gt.Tensor, (meta(3, 2).t(), meta(2, 3))),
     (aten.where.self, (meta(2, 3) > 0, meta(2, 3), WIDE)),
@@ -153,6 +159,81 @@ NOT_APPLICABLE = [
 def test_dense_tensors_keep_their_strides(order: tuple[int, ...]) -> None:
     x = meta(2, 3, 4).permute(order)
     assert described(meta_kernels.elementwise(x)) == described(aten.gelu.default(x))
+
+
+@st.composite
+def laid_out(draw: st.DrawFn, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor of this shape: its dimensions in any order, some cut, some repeated."""
+    order = draw(st.permutations(range(len(shape))))
+    wider = [shape[dim] + draw(st.integers(0, 1)) for dim in order]
+    repeated = [draw(st.integers(0, 5)) == 0 for _ in order]
+    x = meta(*(1 if again else size for again, size in zip(repeated, wider, strict=True)))
+    x = x.to(dtype).expand(wider).permute([order.index(dim) for dim in range(len(shape))])
+    return x[tuple(slice(0, size) for size in shape)]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_arithmetic_lays_its_result_out_as_torch_does(data: st.DataObject) -> None:
+    shape = data.draw(st.lists(st.integers(1, 3), max_size=4))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.int64]))
+    x = data.draw(laid_out(shape, dtype))
+    lead = data.draw(st.integers(0, len(shape)))
+    smaller = [data.draw(st.sampled_from([1, size])) for size in shape[lead:]]
+    y = data.draw(laid_out(smaller, dtype))
+    for func, args in (
+        (aten.add.Tensor, (x, y)),
+        (aten.mul.Tensor, (y, x)),
+        (aten.mul.Tensor, (x, 2)),
+        (aten.sub.Scalar, (x, 3)),
+        (aten.rsub.Scalar, (x, 3)),
+    ):
+        found = meta_kernels.KERNELS[func](*args)
+        assert found is not NotImplemented
+        expected = func(*args)
+        assert (found.shape, found.dtype, steps(found)) == (
+            expected.shape,
+            expected.dtype,
+            steps(expected),
+        )
+
+
+@pytest.mark.parametrize("func", list(meta_kernels.KERNELS), ids=str)
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_a_kernel_lays_its_result_out_as_torch_does(func: Any, data: st.DataObject) -> None:
+    shape = data.draw(SHAPES)
+    x, *rest = arguments(func, shape)[0]
+    if func is aten.cat.default:
+        rank = data.draw(st.integers(1, 5))
+        x = [data.draw(laid_out([2] * rank, torch.float32)) for _ in range(2)]
+    else:
+        x = data.draw(laid_out(x.shape, x.dtype))
+    found = meta_kernels.KERNELS[func](x, *rest)
+    if found is NotImplemented or func._schema.is_mutable:
+        return
+    expected = func(x, *rest)
+    for ours, theirs in zip(tensors_in(found), tensors_in(expected), strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        assert steps(ours) == steps(theirs)
+
+
+def tensors_in(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def steps(x: Tensor) -> list[int]:
+    """Strides, where they matter."""
+    return [step for size, step in zip(x.shape, x.stride(), strict=True) if size > 1]
+
+
+@given(st.data())
+def test_arithmetic_lays_its_result_out_as_data_lies(data: st.DataObject) -> None:
+    shape = data.draw(st.lists(st.integers(2, 3), max_size=4))
+    x, y = (data.draw(laid_out(shape, torch.float32)) for _ in range(2))
+    found = meta_kernels.KERNELS[aten.mul.Tensor](x, y)
+    real = [torch.empty_strided(t.shape, t.stride()).fill_(1.0) for t in (x, y)]
+    assert found.stride() == (real[0] * real[1]).stride()
 
 
 def test_the_mode_runs_composite_functions_by_kernels() -> None:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from fxprune.formulas import broadcast, convolved, joined
+from fxprune import meta_kernels
+from fxprune.formulas import broadcast, convolved
 from fxprune.meta_kernels import MetaKernels
 
 Rule = Callable[..., Any]
@@ -115,26 +116,21 @@ def _group_norm(module: nn.GroupNorm, x: Any) -> Any:
     return _new(x, x.shape) if fits and _sized((x.shape[1],), module.weight, module.bias) else None
 
 
-def _binary(x: Any, y: Any) -> Any:
-    """Arithmetic on contiguous floating tensors, or on one and a number."""
-    if not isinstance(x, Tensor) or not x.is_floating_point() or not _plain(x):
-        return None
-    if type(y) in (int, float):
-        return _new(x, x.shape)
-    shape = broadcast(x.shape, y.shape) if isinstance(y, Tensor) and _plain(x, y) else None
-    return None if shape is None else _new(x, shape)
+def _by_kernel(kernel: Callable[..., Any], operands: int) -> Rule:
+    """The rule for functions that run one op, called with so many arguments by position."""
 
+    def rule(*args: Any) -> Any:
+        result = kernel(*args) if len(args) == operands else NotImplemented
+        return None if result is NotImplemented else result
 
-def _binary_in_place(x: Any, y: Any) -> Any:
-    result = _binary(x, y)
-    return None if result is None or result.shape != x.shape else x
+    return rule
 
 
 def _cat(tensors: Any, dim: Any = 0) -> Any:
     if not isinstance(tensors, (list, tuple)) or not tensors:
         return None
-    shape = joined([t.shape for t in tensors], dim) if _plain(*tensors) else None
-    return None if shape is None else _new(tensors[0], shape)
+    result = meta_kernels.cat(tensors, dim)
+    return None if result is NotImplemented else result
 
 
 def _attention(
@@ -207,9 +203,15 @@ FUNCTIONS.update(
 )
 FUNCTIONS[F.linear] = _linear
 FUNCTIONS[F.layer_norm] = _layer_norm
-FUNCTIONS.update(dict.fromkeys((Tensor.add, Tensor.mul, Tensor.sub, Tensor.div), _binary))
-FUNCTIONS.update(dict.fromkeys((Tensor.add_, Tensor.mul_), _binary_in_place))
+FUNCTIONS.update(
+    dict.fromkeys((Tensor.add, Tensor.mul, Tensor.sub), _by_kernel(meta_kernels.arithmetic, 2))
+)
+FUNCTIONS[Tensor.div] = _by_kernel(meta_kernels.binary, 2)
+FUNCTIONS.update(
+    dict.fromkeys((Tensor.add_, Tensor.mul_), _by_kernel(meta_kernels.binary_in_place, 2))
+)
 FUNCTIONS[torch.cat] = _cat
+FUNCTIONS[Tensor.neg] = _by_kernel(meta_kernels.elementwise, 1)
 FUNCTIONS[F.scaled_dot_product_attention] = _attention
 
 DECOMPOSED = frozenset(
@@ -219,6 +221,8 @@ DECOMPOSED = frozenset(
         F.adaptive_avg_pool3d, F.gelu, F.relu, F.silu, F.hardswish, F.softplus, F.mish, F.normalize,
         torch.add, torch.sub, torch.mul, torch.div, torch.mean, torch.sigmoid, torch.clamp,
         torch.where, torch.logical_and, Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.mean,
+        torch.sum, Tensor.sum, torch.amax, Tensor.amax, torch.norm, Tensor.norm,
+        torch.linalg.vector_norm, torch.addcmul, Tensor.addcmul,
         Tensor.pow, Tensor.clamp, Tensor.relu, Tensor.gt, Tensor.ge, Tensor.lt, Tensor.le,
         Tensor.eq, Tensor.ne, Tensor.sigmoid, torch.istft, Tensor.istft,
     }
