@@ -99,7 +99,9 @@ def limits_of(
     round_to: int | None,
 ) -> list[Limits]:
     """The limits of each group: later patterns count more, `round_to` least."""
-    patterns = given if isinstance(given, Mapping) else {"*": given or Limits()}
+    patterns: Mapping[str, Any] = {}
+    if given is not None:
+        patterns = given if isinstance(given, Mapping) else {"*": given}
     general = Limits(round_to=round_to)
     wrong = next((v for v in patterns.values() if not isinstance(v, Limits)), None)
     if wrong is not None:

@@ -68,37 +68,54 @@ class Steps:
         return counts.index_add(0, self.owner[:steps], self.units[:steps])
 
 
-def _steps(candidates: Sequence[Candidate]) -> tuple[Tensor, Tensor, Tensor]:
-    """Of all steps, group by group: owner, units, and the mean score of the slots that go."""
-    owner, units, scores = [], [], []
+Removal: TypeAlias = tuple[int, Tensor, Tensor]
+"""The number of a group, and how many of its slots have gone before and after each of its steps."""
+
+
+def _removals(candidates: Sequence[Candidate]) -> list[Removal]:
+    """Of every group that may be cut."""
+    found = []
     for number, candidate in enumerate(candidates):
-        if not candidate.widths:
-            continue
-        gone = candidate.size - torch.tensor(candidate.widths)  # after each step
-        sums = torch.cat([torch.zeros(1, dtype=torch.float64), candidate.slots.cumsum(0)])
-        before = torch.cat([torch.zeros(1, dtype=torch.int64), gone[:-1]])
-        owner.append(torch.full((len(gone),), number))
-        units.append(gone - before)
-        single = bool((gone - before == 1).all())
-        means = (sums[gone] - sums[before]) / (gone - before)
+        widths = candidate.widths
+        if widths:
+            after = candidate.size - torch.arange(widths.start, widths.stop, widths.step)
+            found.append((number, torch.cat([after.new_zeros(1), after[:-1]]), after))
+    return found
+
+
+def _owners(removals: Sequence[Removal]) -> tuple[Tensor, Tensor]:
+    """Of all steps, group by group: owner and units."""
+    if not removals:
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    owner = torch.cat([torch.full((len(after),), number) for number, _, after in removals])
+    return owner, torch.cat([after - before for _, before, after in removals])
+
+
+def _means(candidates: Sequence[Candidate], removals: Sequence[Removal]) -> Tensor:
+    """The mean score of the slots that go in each of these steps."""
+    scores = [torch.zeros(0, dtype=torch.float64)]
+    for number, before, after in removals:
+        slots = candidates[number].slots
+        sums = torch.cat([slots.new_zeros(1), slots.cumsum(0)])
+        means = (sums[after] - sums[before]) / (after - before)
+        single = bool((after - before == 1).all())
         # One by one the scores are exact; means of ascending slots ascend, but for rounding.
-        scores.append(candidate.slots[before] if single else means.cummax(0).values)
-    if not owner:
-        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-    return torch.cat(owner), torch.cat(units), torch.cat(scores)
+        scores.append(slots[before] if single else means.cummax(0).values)
+    return torch.cat(scores)
 
 
 def local(candidates: Sequence[Candidate], kinds: Kinds) -> Steps:
     """All groups at the same sparsity: a step's level is the share that its group has lost."""
-    owner, units, _ = _steps(candidates)
+    owner, units = _owners(_removals(candidates))
     sizes = torch.tensor([candidate.size for candidate in candidates])
     return _ordered(owner, units, owner, sizes)
 
 
 def globally(candidates: Sequence[Candidate], kinds: Kinds) -> Steps:
     """The lowest scores of all groups first; of equal ones the first group's."""
-    owner, units, scores = _steps(candidates)
-    order = scores.argsort(stable=True)
+    removals = _removals(candidates)
+    owner, units = _owners(removals)
+    order = _means(candidates, removals).argsort(stable=True)
     total = torch.tensor([sum(candidate.size for candidate in candidates)])
     return _ordered(owner[order], units[order], torch.zeros_like(owner), total)
 
@@ -108,13 +125,14 @@ def isomorphic(candidates: Sequence[Candidate], kinds: Kinds) -> Steps:
 
     See Fang et al., Isomorphic Pruning for Vision Models, 2024.
     """
-    owner, units, scores = _steps(candidates)
+    removals = _removals(candidates)
+    owner, units = _owners(removals)
     numbers: dict[object, int] = {}
     kind_of = [numbers.setdefault(kind, len(numbers)) for kind in kinds()]
     totals = [0] * len(numbers)
     for kind, candidate in zip(kind_of, candidates, strict=True):
         totals[kind] += candidate.size
-    order = scores.argsort(stable=True)
+    order = _means(candidates, removals).argsort(stable=True)
     pool = torch.tensor(kind_of)[owner[order]]
     return _ordered(owner[order], units[order], pool, torch.tensor(totals))
 
