@@ -24,7 +24,7 @@ def meta_like(tensor: Tensor) -> Tensor:
             "the model has parameters without a shape yet (a lazy module). Run the model once on "
             "an input before tracing it."
         )
-    with torch._C.DisableTorchFunction(), torch.no_grad():
+    with torch._C.DisableTorchFunction():
         if tensor.layout is not torch.strided:
             raise TraceError(
                 f"the model holds a tensor of layout {tensor.layout}; only strided tensors can be "
@@ -128,11 +128,8 @@ COMPILED = "_compiled_call_impl"
 
 def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
-    if kind in _COLLECTIONS:
-        if not value:
-            return kind()
-        if kind in (tuple, list) and _ATOMIC.issuperset(map(type, value)):
-            return kind(value)
+    if kind in (tuple, list) and _ATOMIC.issuperset(map(type, value)):
+        return kind(value)
     return copy.deepcopy(value, memo)
 
 
@@ -152,8 +149,11 @@ def copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     memo[id(module)] = twin
     state = twin.__dict__
     for key, value in module.__dict__.items():
-        if type(value) in _ATOMIC:
+        kind = type(value)
+        if kind in _ATOMIC:
             state[key] = value
+        elif kind in _COLLECTIONS and not value:  # first: most are dicts of hooks
+            state[key] = kind()
         elif key == "_modules":
             state[key] = {
                 name: None if child is None else copy_module(child, memo)
