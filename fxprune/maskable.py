@@ -19,7 +19,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from fxprune.axes import Atom, is_frozen, leaves
 from fxprune.propagate import Propagation, Record
@@ -155,7 +154,7 @@ class _FillPass:
         )
         if any(f is not None and math.isnan(f) for f in fills):
             return math.nan
-        key = (record.call.func, repr(_scalars(record.call.arguments)), fills, position)
+        key = (record.call.func, repr(_scalars(record.call.arguments.values())), fills, position)
         if key not in self._probes:
             self._probes[key] = _probe(record, fills, position)
         return self._probes[key]
@@ -262,9 +261,12 @@ _FILLS: Mapping[Kind, Callable[[_FillPass, Record, Atom, int], float]] = {
 }
 
 
-def _scalars(arguments: Mapping[str, Any]) -> Any:
+def _scalars(arguments: Iterable[Any]) -> list[Any]:
     """The arguments with tensors reduced to their dtypes: all that a pointwise op can depend on."""
-    return tree_map(lambda a: a.dtype if isinstance(a, Tensor) else a, dict(arguments))
+    return [
+        a.dtype if isinstance(a, Tensor) else _scalars(a) if isinstance(a, (list, tuple)) else a
+        for a in arguments
+    ]
 
 
 def _probe(record: Record, fills: tuple[float | None, ...], position: int) -> float:

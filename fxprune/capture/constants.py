@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 import operator
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -33,7 +34,9 @@ class Replay:
     """Runs the records that depend on nothing but constants, lazily and in order."""
 
     def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
+        # Which has this Replay: a cycle would keep the copy of the model that ran until the garbage
+        # collector looks for one.
+        self.recorder: Recorder = weakref.proxy(recorder)
         self.constant: dict[int, bool] = {}
         self.learning: dict[int, bool] = {}
         self.tainted: set[int] = set()
