@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
 import operator
+import weakref
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
