@@ -23,6 +23,7 @@ from torch import Tensor
 from fxprune.axes import Atom, is_frozen, leaves
 from fxprune.propagate import Propagation, Record
 from fxprune.rules.base import Kind, Layout, tensors_in
+from fxprune.schemas import schema_of
 
 ANY = math.inf
 """The fill of positions that hold finite values nothing is known of."""
@@ -308,7 +309,7 @@ def _run(record: Record, fills: tuple[float | None, ...], samples: Tensor) -> li
         return value.to(argument.dtype).reshape((1,) if argument.dim() else ())
 
     arguments = {name: entry(a) for name, a in record.call.arguments.items()}
-    keyword_only = {a.name for a in record.call.func._schema.arguments if a.kwarg_only}
+    keyword_only = schema_of(record.call.func).keyword_only
     args = [value for name, value in arguments.items() if name not in keyword_only]
     kwargs = {name: arguments[name] for name in arguments.keys() & keyword_only}
     kwargs |= {"device": "cpu"} if "device" in kwargs else {}

@@ -29,6 +29,7 @@ from fxprune.modules import SizedCustomGradient
 from fxprune.rules import MODULE_RULES, RULES
 from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, tensors_in
 from fxprune.rules.elementwise import pointwise
+from fxprune.schemas import schema_of
 from fxprune.walks import module_at, named_parameters, named_tensors
 
 _CONSTANT_LIMIT = 1 << 22
@@ -124,9 +125,10 @@ def find_rule(func: Any, own: Mapping[str, Rule] = MappingProxyType({})) -> Rule
 
     Ops of other libraries have one by their full name, mostly among the user's own.
     """
-    namespace, name = func._schema.name.split("::")
+    full = schema_of(func).name
+    namespace, name = full.split("::")
     if namespace not in ("aten", "prims"):
-        return own.get(func._schema.name) or RULES.get(func._schema.name)
+        return own.get(full) or RULES.get(full)
     rule = RULES.get(name)
     if rule is None and name.endswith("_"):
         rule = RULES.get(name[:-1])
@@ -217,24 +219,24 @@ class _RuleMode(PlainDispatchMode):
         outputs = (result,) if isinstance(result, Tensor) else tuple(tensors_in(result))
         if not outputs:
             return result
+        schema = schema_of(func)
         call = Call(
-            func._schema.name,
-            _bind(func, args, kwargs),
+            schema.name,
+            schema.bind(args, kwargs),
             outputs,
             self.algebra,
             self.layout_of,
             self.constant_of,
             func,
             self.dynamic,
-            func._schema.name.partition("::")[2] == name_of(self.site),
+            schema.name.partition("::")[2] == name_of(self.site),
         )
         self.apply(call, find_rule(func, self.rules))
-        mutates = func._schema.is_mutable
         for position, output in enumerate(outputs):
-            if mutates:
+            if schema.mutates:
                 self._recipes.pop(id(output), None)
                 self.constants.pop(id(output), None)
-            elif torch.Tag.nondeterministic_seeded not in func.tags:
+            elif not schema.random:
                 self._recipes[id(output)] = (func, args, kwargs, position)
         return result
 
@@ -285,17 +287,6 @@ class _RuleMode(PlainDispatchMode):
 def _writes(call: Call) -> bool:
     schema = getattr(call.func, "_schema", None)
     return bool(schema is not None and schema.is_mutable and call.tensors())
-
-
-def _bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by schema name, defaults filled in."""
-    bound: dict[str, Any] = {}
-    for position, argument in enumerate(func._schema.arguments):
-        if position < len(args):
-            bound[argument.name] = args[position]
-        else:
-            bound[argument.name] = kwargs.get(argument.name, argument.default_value)
-    return bound
 
 
 class _Runner(GraphRunner):

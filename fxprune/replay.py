@@ -12,15 +12,16 @@ from torch.utils._pytree import tree_leaves
 
 from fxprune.meta import unpacked
 from fxprune.propagate import Record, TensorAxes
+from fxprune.schemas import schema_of
 
 
 def invoke(record: Record, arguments: Mapping[str, Any], device: torch.device) -> Any:
     """The op's result on arguments by schema name; what it creates is on `device`."""
-    func, schema = record.call.func, record.call.func._schema
+    func = record.call.func
     if func in _READ_STRIDES:
         seen = record.call.arguments
         arguments = {name: _laid_out(value, seen[name]) for name, value in arguments.items()}
-    keyword_only = {a.name for a in schema.arguments if a.kwarg_only}
+    keyword_only = schema_of(func).keyword_only
     args = [value for name, value in arguments.items() if name not in keyword_only]
     kwargs = {name: value for name, value in arguments.items() if name in keyword_only}
     if kwargs.get("device") is not None:

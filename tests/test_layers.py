@@ -30,6 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "formulas",
             "walks",
             "assembly",
+            "schemas",
         }
     ),
     frozenset({"rules"}),

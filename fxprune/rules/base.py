@@ -74,7 +74,11 @@ class Call:
 
     def tensors(self) -> list[Tensor]:
         """All tensor arguments in order, those in lists included."""
-        return list(tensors_in(tuple(self.arguments.values())))
+        found: list[Tensor] = []
+        for value in self.arguments.values():
+            if isinstance(value, (Tensor, tuple, list)):
+                found.extend(tensors_in(value))
+        return found
 
     def axes(self, argument: str) -> Layout:
         """The axes of a tensor argument; none if it is absent."""
