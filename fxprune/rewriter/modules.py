@@ -19,6 +19,9 @@ from fxprune.slicing import Slicer, members_by_parameter
 from fxprune.walks import named_tensors
 
 
+_HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith(("_hooks", "_with_kwargs")))
+
+
 class ModuleCopier:
     """Copies a module tree with sliced parameters. Ties of parameters and of modules survive."""
 
@@ -36,12 +39,10 @@ class ModuleCopier:
         if id(module) not in self._modules:
             new = self._modules[id(module)] = shallow_copy(module)
             state = vars(new)
+            state.update({name: OrderedDict() for name in _HOOKS})
             for name, value in state.items():
-                if isinstance(value, (list, dict, set)):
-                    if name.endswith(("_hooks", "_with_kwargs")):
-                        state[name] = OrderedDict()
-                    elif not name.startswith("_"):
-                        state[name] = copy.copy(value)
+                if name[0] != "_" and isinstance(value, (list, dict, set)):
+                    state[name] = copy.copy(value)
             state["_parameters"] = {n: self.tensor(p) for n, p in module._parameters.items()}
             state["_buffers"] = {n: self.tensor(b) for n, b in module._buffers.items()}
             state["_modules"] = {n: m and self.copy(m) for n, m in module._modules.items()}
