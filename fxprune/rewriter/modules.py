@@ -18,7 +18,6 @@ from fxprune.rewriter.site import Site
 from fxprune.slicing import Slicer, members_by_parameter
 from fxprune.walks import named_tensors
 
-
 _HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith(("_hooks", "_with_kwargs")))
 
 
