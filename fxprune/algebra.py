@@ -223,7 +223,9 @@ class Algebra:
         for axis in axes:
             if axis.size == 1:  # a single unit that becomes invisible conditions the whole tensor
                 self.freeze(axis, "a view drops this dimension of size 1")
-        if math.prod(sizes) == 0:
+        if math.prod(sizes) == 0:  # nothing says which of the new dimensions an old one becomes
+            for axis in axes:
+                self.freeze(axis, "a view of an empty tensor")
             return [self.constant(size, "empty tensor") for size in sizes]
         sources = [axis for axis in axes if axis.size != 1]
         targets = [size for size in sizes if size != 1]
