@@ -8,8 +8,7 @@ say.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -125,32 +124,18 @@ class _Rewriter:
         return {str(old.target) for old, _ in calls if old.target not in kept}
 
     def _touched(self, node: fx.Node) -> bool:
-        """True if an axis of the node's tensors or parameters changes."""
-        layouts = self._layouts_around(node)
-        if node.op == "call_module":
-            layouts += self._layouts_inside.get(str(node.target), ())
-        return any(self.selection.changed(axis) for layout in layouts for axis in layout)
+        """True if an axis of the tensors that the node reads and makes changes.
 
-    def _layouts_around(self, node: fx.Node) -> list[Layout]:
-        """The axes of the tensors that a node reads and makes."""
-        return [axes for n in (node, *node.all_input_nodes) for axes in self._layouts(n)]
+        Every unit of a module that has a fix is a unit of what it reads or makes.
+        """
+        around = (layout for n in (node, *node.all_input_nodes) for layout in self._layouts(n))
+        return any(self.selection.changed(axis) for layout in around for axis in layout)
 
     def _layouts(self, node: fx.Node) -> list[Layout]:
         """The axes of the tensors in a node's value."""
         value = self.analysis.propagation.nodes[node]
         leaves = [value] if isinstance(value, TensorAxes) else tree_leaves(value)
         return [leaf.axes for leaf in leaves if isinstance(leaf, TensorAxes)]
-
-    @cached_property
-    def _layouts_inside(self) -> Mapping[str, list[Layout]]:
-        """The axes of the parameters and buffers in each module and its children."""
-        inside: dict[str, list[Layout]] = {}
-        for name, axes in self.analysis.propagation.layouts.items():
-            path = name
-            while "." in path:
-                path = path.rpartition(".")[0]
-                inside.setdefault(path, []).append(axes)
-        return inside
 
     def _add_constant(self, tensor: Tensor) -> str:
         name = f"_index{self.constants}"
