@@ -5,6 +5,7 @@ The tests run first, once, to note which of them enters which function (a quarte
 --keep          run only the tests that the last run did not know, and trust its notes on the others
 --per-operator  how many mutants of each operator
 --per-file      at least how many mutants of each file
+--beyond        leave out what the sample of these two numbers, per operator and per file, has
 --only          mutants whose names contain this text, all of them instead of the sample
 --folders       break these folders of the package (`capture criteria`) instead of the targets
 --budget        CPU seconds of tests per mutant
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--per-operator", type=int, default=PER_OPERATOR)
     parser.add_argument("--per-file", type=int, default=PER_FILE)
+    parser.add_argument("--beyond", nargs=2, type=int, default=[0, 0])
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--folders", nargs="*", default=[])
     parser.add_argument("--budget", type=float, default=60.0)
@@ -46,7 +48,8 @@ def main() -> int:
         reach.forget(options.folder)
     _in_child(lambda: reach.record(options.suite, options.folder))
     every = population(files_in(options.folders) if options.folders else TARGETS)
-    chosen = sample(every, options.per_operator, options.per_file)
+    known = set(sample(every, *options.beyond))
+    chosen = [m for m in sample(every, options.per_operator, options.per_file) if m not in known]
     if options.only:
         chosen = [m for m in every if any(text in m.name for text in options.only)]
     outcomes: list[Outcome] = []
