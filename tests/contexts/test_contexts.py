@@ -502,3 +502,22 @@ def test_a_context_is_looked_for_where_its_units_are() -> None:
     (group,) = (group for group in analysis.groups if group.contexts > 1)
     assert group.size == 2
     assert_verified(graph, analysis, torch.randn(3, 3, 4).double())
+
+
+class Neighbours(nn.Module):
+    """Adds to each feature of a head its neighbour, which makes a unit of each pair."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Linear(5, 18), nn.Linear(18, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.features(x).view(-1, 3, 6)
+        return self.head((h + torch.stack([h[..., 1::2], h[..., 0::2]], -1).flatten(2)).flatten(1))
+
+
+def test_units_that_stand_alone_are_the_same_in_each_head() -> None:
+    # Every other feature is read by number, whatever the head.
+    graph, analysis = traced(alive(Neighbours()), torch.randn(2, 5).double())
+    assert [(g.size, g.contexts) for g in analysis.groups] == [(3, 1), (3, 1)]
+    assert_verified(graph, analysis, torch.randn(3, 5).double())

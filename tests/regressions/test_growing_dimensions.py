@@ -404,6 +404,20 @@ def test_where_no_other_sizes_can_be_tried_views_of_growing_channels_stay() -> N
     assert None not in reasons
 
 
+def _in_as_many_as_channels(h: Tensor) -> Tensor:
+    pooled = F.avg_pool1d(h[..., 1:6].transpose(1, 2), 4)
+    return pooled.reshape(h.shape[0], -1, 5)[..., :4]
+
+
+def test_where_no_other_sizes_can_be_tried_views_that_were_seen_to_move_channels_fix_them() -> None:
+    # Five channels of five steps each are rows of five; of four steps each, one of them is in two.
+    inputs = torch.randn(2, 20, 5, dtype=torch.float64)
+    graph, analysis = traced(alive(Narrow(_in_as_many_as_channels)), inputs)
+    assert graph.meta["fxprune"].dynamic == {"x": (0, 1)}
+    reason = "because: viewed in another way at other sizes of the inputs"
+    assert f"dim 0: frozen, 5 indices\n  {reason}" in analysis.explain("first.weight")
+
+
 def _heads(h: Tensor) -> Tensor:
     return h.reshape(h.shape[0], h.shape[1], 2, 4).sum(2)
 
