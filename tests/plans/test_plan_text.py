@@ -119,6 +119,14 @@ def test_the_longest_text_leaves_room_for_every_unit_and_every_name(name: str, s
     assert len(entry) <= room
 
 
+def test_the_longest_text_leaves_room_for_each_of_many_groups_in_one_parameter() -> None:
+    group, parameters = chain("w", 1)
+    other = dataclasses.replace(group, name="w:0#1")
+    entry = json.dumps({other.name: [0]}, indent=8)
+    both = analysis_of((group, parameters), (other, parameters))
+    assert len(entry) <= longest(both) - longest(analysis_of((group, parameters)))
+
+
 def test_removing_everything_is_no_sparsity() -> None:
     with pytest.raises(PlanError, match=r"must lie in \[0, 1\) or be None; it is 1.0"):
         PruningPlan.build(ANALYSIS, {"a:0": [1]}, sparsity=1.0)

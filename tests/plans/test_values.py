@@ -29,6 +29,18 @@ def test_a_module_does_not_share_the_values_that_it_is_given() -> None:
     assert layer(torch.ones(1, 3)).tolist() == [[5, 5]]
 
 
+def test_a_plan_does_not_share_the_values_that_it_is_given() -> None:
+    given = torch.ones(4, 3)
+    plan = PruningPlan.build(ANALYSIS, {}).with_values({"a.in": given}, "made by hand")
+    given.zero_()
+    assert plan.values["a.in"].eq(1).all()
+
+
+def test_values_are_equal_to_values_alone() -> None:
+    assert Values(PLAN.values) == PLAN.values
+    assert dict(PLAN.values) != PLAN.values
+
+
 def test_a_plan_reads_its_values_back() -> None:
     tensors = {**PLAN.values, "other": torch.ones(1)}
     back = PruningPlan.from_json(PLAN.to_json(), ANALYSIS, tensors)
