@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -92,7 +91,7 @@ class Slicer:
             return self._members.get(own, ())
         weight = weight_beside(name) or ""
         rows = self._members.get(aliases.get(weight, weight), ())
-        return [(g, replace(m, parameter=name)) for g, m in rows if m.dims == (0,)]
+        return [(group, member) for group, member in rows if member.dims == (0,)]
 
     @cached_property
     def _members(self) -> Mapping[str, Sequence[Membership]]:
