@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -65,7 +65,7 @@ class Call:
     algebra: Algebra
     layout_of: Callable[[Tensor], Layout]
     constant_of: Callable[[Tensor], Tensor | None]
-    func: Any = field(compare=False)  # the ATen overload
+    func: Any  # the ATen overload
     dynamic: bool = False  # a size that follows the model's inputs is among the arguments
     direct: bool = False  # the graph's node calls this very op, so that a rewrite can reach it
 
