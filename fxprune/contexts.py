@@ -215,8 +215,7 @@ def _always(axis: Axis) -> frozenset[Atom]:
 
 
 def _paths(axis: Axis, ordered: bool) -> list[Path]:
-    """Each occurrence of an atom in a dimension, with the atoms that always stand beside it."""
-    axis = find(axis)
+    """Each occurrence of an atom in a resolved dimension, with the atoms always beside it."""
     if isinstance(axis, Concat):
         return [entry for segment in segments_of(axis) for entry in _paths(segment, ordered)]
     if isinstance(axis, Product):
