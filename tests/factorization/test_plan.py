@@ -103,6 +103,13 @@ def test_long_notes_are_read_back() -> None:
                 FactorizationPlan.from_json(plan.to_json(), plan.tensors(), made.analysis)
 
 
+@pytest.mark.parametrize("wrong", [None, 7, ""])
+def test_a_plan_needs_a_fingerprint(wrong: object) -> None:
+    plan = FactorizationPlan({}, {}, "fingerprint of this graph")
+    with pytest.raises(fxprune.PlanError, match=f"fingerprint of its graph, a text; got {wrong!r}"):
+        dataclasses.replace(plan, fingerprint=wrong)
+
+
 def test_bases_are_checked_where_they_are() -> None:
     """Whatever device torch makes new tensors on."""
     basis = torch.eye(4, dtype=torch.float64)[:, :3]

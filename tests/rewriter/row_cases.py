@@ -88,6 +88,12 @@ def attended_by_name(m: Middle, x: Tensor) -> Tensor:
     return y.transpose(1, 2).reshape(x.shape[0], 4, WIDTH)
 
 
+def attended_by_position(m: Middle, x: Tensor) -> Tensor:
+    q, k, v = F.linear(x, m.w).chunk(3, -1)
+    y = F.scaled_dot_product_attention(heads(q), heads(k), heads(v), None, 0.0, True)
+    return y.transpose(1, 2).reshape(x.shape[0], 4, WIDTH)
+
+
 QKV = (3 * WIDTH, WIDTH)
 
 
@@ -273,6 +279,7 @@ CASES: dict[str, Sequence[Case]] = {
         Case(attended(is_causal=True), 12, QKV),
         Case(attended(scale=0.3), 12, QKV),
         Case(attended_by_name, 12, QKV),
+        Case(attended_by_position, 12, QKV),
         Case(attended(attn_mask=torch.zeros(4, 4).double(), dropout_p=0.0), 12, QKV),
     ],
 }
