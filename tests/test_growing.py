@@ -113,6 +113,8 @@ def test_a_view_is_cut_where_a_free_factor_gets_into_another_dimension() -> None
     two = _atoms(algebra, "6! 5!")
     both = (algebra.product([two[0], channels, two[1]]),)
     assert is_cut(both, [4 * 66], both, [4 * 66], {})  # neither of two sizes is known
+    beside = (algebra.atom(3), *both)
+    assert is_cut(beside, [3, 4 * 66], beside, [3, 4 * 66], {})
     assert not is_cut(both, [4 * 66], both, [4 * 66], {id(two[1]): 11})
 
 

@@ -208,6 +208,9 @@ MASKABLE: dict[str, Callable[[], nn.Module]] = {
     "a sum of what a sigmoid has read": lambda: Sandwich(
         lambda x: x.sigmoid() * x.sum(-1, keepdim=True)
     ),
+    "products with a sigmoid over tokens before a sum": lambda: Sandwich(
+        lambda x: torch.einsum("btc,btc->bc", x.sigmoid(), x).sum(-1, keepdim=True), 1
+    ),
     "a quotient of integers": lambda: Sandwich(
         lambda x: torch.floor_divide((x > 0).long(), torch.arange(1, 9).unsqueeze(1)) * x
     ),

@@ -38,6 +38,7 @@ REDUCTIONS: tuple[Sample, ...] = (
     sample("linalg_vector_norm", lambda x: torch.nn.functional.normalize(x, dim=1), real(4, 3, 5)),
     sample("norm", lambda x: aten.norm.ScalarOpt_dim(x, 2, [1], True), real(4, 3)),
     sample("_softmax", lambda x: x.softmax(1), real(4, 3, 5)),
+    sample("_log_softmax", lambda x: x.log_softmax(-1), real(5)),
     sample("_log_softmax", lambda x: x.log_softmax(-1), real(4, 3, 5)),
     sample("_safe_softmax", lambda x: aten._safe_softmax(x, 1), real(4, 3)),
     sample("topk", lambda x: x.topk(2, dim=1), real(4, 3, 5)),

@@ -192,6 +192,6 @@ VISION: tuple[Sample, ...] = (
         _convolved(2, 1),
         real(2, 8, 7, 9),
         *WEIGHTS,
-        data(2, 12, 6, 9),
+        real(2, 12, 6, 9),
     ),
 )
