@@ -60,7 +60,6 @@ def split_along(dim: int) -> Row:
 
 def _split(site: Site, dim: int) -> None:
     axes = site.axes(site.old.args[0])
-    dim %= len(axes)
     if not site.changed(axes[dim]):
         return
     widths = [site.width(out[dim]) for out in site.outs]
