@@ -56,7 +56,7 @@ class Interpretation:
                     self._bind(stated, next(inputs))
                 for record in pending.get(node, ()):
                     self._execute(record)
-                yield node, tree_map(self._value, stated, is_leaf=_is_tensor)
+                yield node, tree_map(self._value, stated)
 
     def _bind(self, stated: Any, value: Any) -> None:
         for key, tensor in bindings(stated, value):
@@ -110,9 +110,7 @@ class Interpretation:
     def _run_module(self, record: Record) -> list[Tensor]:
         args, kwargs = tree_map(
             lambda n: (
-                tree_map(self._value, self.propagation.nodes[n], is_leaf=_is_tensor)
-                if isinstance(n, fx.Node)
-                else n
+                tree_map(self._value, self.propagation.nodes[n]) if isinstance(n, fx.Node) else n
             ),
             (record.site.args, record.site.kwargs),
         )
@@ -140,10 +138,6 @@ class Interpretation:
         full = tensor.new_zeros([axis.size for axis in layout])
         full.view(-1)[positions] = tensor
         return full
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, TensorAxes)
 
 
 def _layer_norm(record: Record, selection: Selection) -> dict[str, Any]:
