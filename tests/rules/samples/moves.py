@@ -144,6 +144,8 @@ VIEWS: tuple[Sample, ...] = (
     sample("tril", lambda x: x.tril(), real(2, 4, 3)),
     sample("triu", lambda x: x.triu(1), real(2, 4, 3)),
     sample("diagonal", lambda x: x.diagonal(dim1=-2, dim2=-1), real(4, 3, 3)),
+    sample("diagonal", lambda x: x.diagonal(dim1=-2, dim2=-1), real(4, 3, 5)),
+    sample("diagonal", lambda x: x.diagonal(1, -2, -1), real(4, 3, 3)),
     sample("diag_embed", lambda x: torch.diag_embed(x), real(4, 3)),
     sample(  # pooling a tensor whose channels move fastest restores its strides
         "mean as_strided",
