@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fxprune import Analysis, Group, rewrite, verify
+from fxprune import Analysis, Group, RewriteError, rewrite, verify
 from tests.masking import TOLERANCE, alive, masked_error, random_plan, traced
 
 HEADS, INNER, WIDTH = 4, 4, 12
@@ -521,3 +521,23 @@ def test_units_that_stand_alone_are_the_same_in_each_head() -> None:
     graph, analysis = traced(alive(Neighbours()), torch.randn(2, 5).double())
     assert [(g.size, g.contexts) for g in analysis.groups] == [(3, 1), (3, 1)]
     assert_verified(graph, analysis, torch.randn(3, 5).double())
+
+
+class Turned(nn.Module):
+    """The features of each head in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Linear(5, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).view(-1, 3, 4)[..., [1, 2, 3, 0]].flatten(1))
+
+
+def test_a_numbering_that_depends_on_the_head_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: heads that choose for themselves, where all features are numbered alike."""
+    monkeypatch.setattr("fxprune.contexts._RENUMBERED", frozenset())
+    graph, analysis = traced(alive(Turned()), torch.randn(2, 5).double())
+    assert max(group.contexts for group in analysis.groups) == 3
+    with pytest.raises(RewriteError, match="depend on a context that lies in another dimension"):
+        rewrite(graph, random_plan(analysis, groups=lambda group: group.contexts == 3))
