@@ -87,6 +87,22 @@ def test_constants_say_nothing_of_roles() -> None:
     assert roles == expected
 
 
+class WithMemory(nn.Module):
+    """A parameter that only says of what type the memory is that ones are written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.like = nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.like.new_empty_strided((8,), (1,)).fill_(1.0)
+
+
+def test_what_only_lends_its_type_is_no_bias() -> None:
+    (group,) = (g for g in analysed(WithMemory(), torch.randn(2, 8)).frozen if g.name == "like:0")
+    assert [member.role for member in group.members] == ["producer"]
+
+
 class Tables(nn.Module):
     """A product of buffers, whose inner dimension belongs to no parameter."""
 

@@ -346,3 +346,12 @@ def test_units_of_a_product_name_the_major_factor_first() -> None:
     units = algebra.units(algebra.product([major, minor]))
     rows, columns = segments_of(major), segments_of(minor)
     assert [factors_of(unit) for unit in units] == [(r, c) for r in rows for c in columns]
+
+
+def test_units_behind_the_last_factor_keep_their_order() -> None:
+    algebra = Algebra()
+    channels, first, second = algebra.atom(4), algebra.atom(1), algebra.atom(1)
+    axis = algebra.product([channels, first, second])
+    algebra.unify(algebra.product(algebra.factor(axis, [2, 2])), axis)
+    assert find(first) is not find(second)
+    assert not is_frozen(first)

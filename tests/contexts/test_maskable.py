@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fxprune import Group, rewrite, verify
+from fxprune.maskable import _probe
+from fxprune.propagate import Record
 from tests.masking import TOLERANCE, alive, masked_error, random_plan, traced
 
 Middle = Callable[[Tensor], Tensor]
@@ -434,3 +437,17 @@ def test_the_bias_of_a_layer_norm_stays_where_its_input_goes() -> None:
     assert maskable == {WIDTH: False, 12: True}
     plan = random_plan(analysis)
     assert verify(graph, plan, rewrite(graph, plan), torch.randn(3, 4, 5).double()).ok
+
+
+def test_ops_that_leave_the_same_of_a_channel_are_tried_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[fx.Node] = []
+
+    def probe(record: Record, *given: Any) -> float:
+        tried.append(record.site)
+        return float(_probe(record, *given))
+
+    monkeypatch.setattr("fxprune.maskable._probe", probe)
+    traced(alive(Sandwich(lambda x: x.relu().relu().relu() + 1.0)), torch.randn(2, 8, 5).double())
+    assert [node.name for node in tried] == ["relu", "add"]

@@ -174,6 +174,9 @@ def test_units_of_unequal_count_are_refused() -> None:
     with pytest.raises(AnalysisError, match=r"own between 1 and 2 indices"):
         list(group.slices({"w": torch.ones(3, 2)}))
     assert group.members[0].reduce(torch.ones(3, 2), group).tolist() == [4.0, 2.0]
+    group = Group("g", 2, members=(producer("w", 0, torch.tensor([0, 0, -1])),))
+    with pytest.raises(AnalysisError, match=r"own between 0 and 2 indices"):
+        list(group.slices({"w": torch.ones(3, 2)}))
 
 
 def test_a_parameter_that_is_too_short_for_the_contexts_is_refused() -> None:
