@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fxprune import Analysis, rewrite, slicing
 from fxprune.analysis import analysis_of
 from tests.masking import alive, random_plan, traced
+from tests.rules.samples.vision import ops
 
 
 def analysed(model: nn.Module, *inputs: Tensor) -> Analysis:
@@ -85,6 +86,28 @@ def test_constants_say_nothing_of_roles() -> None:
     roles = {member.parameter: member.role for member in group.members}
     expected = {"first": "producer", "scale": "norm", "shift": "bias", "last.weight": "consumer"}
     assert roles == expected
+
+
+class Deformable(nn.Module):
+    """A convolution whose taps are displaced, between two plain ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(6, 2, 1)
+        self.weight, self.shift = nn.Parameter(torch.randn(6, 4, 1, 1)), nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        moved, none = x[:, :2].sigmoid(), x.new_zeros(0, 1)
+        sizes = (1, 1, 0, 0, 1, 1, 1, 1, False)
+        x = self.first(x)
+        return self.last(ops.deform_conv2d(x, self.weight, moved, none, self.shift, *sizes))
+
+
+def test_a_deformable_convolution_reads_channels_and_makes_others() -> None:
+    groups = analysed(Deformable(), torch.randn(2, 3, 5, 5)).groups
+    after, before = ({m.parameter: m.role for m in group.members} for group in groups)
+    assert before == {"first.weight": "producer", "first.bias": "bias", "weight": "consumer"}
+    assert after == {"weight": "producer", "shift": "bias", "last.weight": "consumer"}
 
 
 class WithMemory(nn.Module):
