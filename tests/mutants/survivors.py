@@ -12,14 +12,25 @@ EQUIVALENT: Mapping[str, str] = MappingProxyType(
     {
         "algebra.py:Algebra._unify_compounds:drop-condition:4": "An axis is frozen where all "
         "its atoms have a reason: there is one, and the other string is for the type checker.",
+        "algebra.py:Algebra._unify_compounds:return-input:1": "Its one caller takes the pairs "
+        "from an iterator as from a list.",
+        "algebra.py:Algebra._unify_compounds:return-input:2": "The same.",
         "algebra.py:Algebra._match_factors:compare:2": "Where both are of one size, they were "
         "paired a few lines before, and the loop went on.",
         "axes.py:factors_of:drop-condition:1": "Changes only how much time is taken: what is not "
         "remembered is found again, and frozen units are left out whenever factors are asked for.",
         "axes.py:find:drop-condition:2": "One more round, which binds to the root what is bound "
         "to it already.",
+        "axes.py:is_frozen:undo-call:1": "Changes only how much time is taken: the leaves are "
+        "those of what the axis stands for, and only a yes, which stays true, is remembered.",
+        "contexts.py:_Nesting.companions:drop-jump:1": "Changes only how much time is taken: where "
+        "there is no path, nothing is made of what stands around it.",
+        "contexts.py:_Nesting.parts:undo-call:1": "Changes only how much time is taken: `_always` "
+        "and `leaves` follow the bindings, too, and nothing is bound any more.",
         "contexts.py:_Nesting.companions:compare:6": "A companion of size 1 makes one context: "
         "everywhere the same choice, which is what an atom without companions has.",
+        "grouping.py:make_members:off-by-one:2": "A group with contexts is one atom of two "
+        "units or more, and what stands beside a unit does not depend on which unit it is.",
         "growing.py:_shapes_elsewhere:drop-condition:1": "Twice a size and a step more is never "
         "that size.",
         "maskable.py:_FillPass._find_free:drop-update:3": "Changes only how much time is taken: "
@@ -29,14 +40,23 @@ EQUIVALENT: Mapping[str, str] = MappingProxyType(
         "maskable.py:_probe:off-by-one:1": "Any seed gives samples of both signs, no two alike.",
         "maskable.py:_FillPass.statistic:drop-condition:10": "The other statistics call their "
         "tensor `self`, and none of them has a weight: nothing follows for them.",
+        "plans/base.py:module:drop-argument:1": "Variance is for the type checker.",
         "plans/factorization.py:FactorizationPlan.from_json:off-by-one:2": "Changes only how long "
         "a text is read at most, which is far more than any plan needs.",
         "propagate.py:_writes:drop-condition:3": "What an op writes to is one of its tensors.",
         "rewriter/rows.py:split_along.row:arithmetic:1": "The dimension is taken modulo the rank.",
+        "rules/indexing.py:frozen.rule:wrong-kind:1": "All that it reads and makes is frozen, "
+        "and it mixes nothing: masks, contexts, reads and roles do not ask for the kind then.",
+        "rules/indexing.py:index_put:wrong-kind:1": "The same: a mask as an index freezes all.",
+        "rules/norm.py:affine_grid:wrong-kind:1": "The same.",
+        "rules/reduce.py:matrices:drop-argument:1": "Rows and columns are frozen, so that no unit "
+        "of them is masked or read, and gone from all results, which takes them from all contexts.",
         "rules/view.py:_taken_over:compare:3": "Where a dimension of size n and stride s is kept, "
         "the one of least stride, all else is steps of multiples of s * n, and steps that sum up "
         "to less than s: the sum of all steps is no multiple of s * n, and x.numel() is one. Where "
         "none is kept, the answer is the same.",
+        "slicing.py:Slicer.__call__:undo-call:1": "Changes only how much time and memory is taken: "
+        "selections along several dimensions commute.",
         "slicing.py:Slicer._memberships:drop-condition:2": "Neither None nor the empty string is "
         "the name of a parameter.",
         "slicing.py:module:off-by-one:2": "Changes only how much memory a block takes.",
