@@ -54,19 +54,22 @@ def aliases(root: nn.Module) -> dict[str, str]:
     """The further names of parameters and buffers, each with the one in `named_tensors`."""
     first = {id(tensor): name for name, tensor in named_tensors(root)}
     found: dict[str, str] = {}
-    for path, module in _paths(root, ""):
+    for path, module in _paths(root):
         for name, tensor in chain(module._parameters.items(), module._buffers.items()):
             if tensor is not None and first[id(tensor)] != path + name:
                 found[path + name] = first[id(tensor)]
     return found
 
 
-def _paths(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    """Every module by each of its paths, which end in a dot."""
-    yield path, module
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from _paths(child, f"{path}{name}.")
+def _paths(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module by each of its paths, which end in a dot; parents first."""
+    stack: list[tuple[str, nn.Module]] = [("", root)]
+    while stack:
+        path, module = stack.pop()
+        yield path, module
+        for name, child in reversed(module._modules.items()):
+            if child is not None:
+                stack.append((f"{path}{name}.", child))
 
 
 def parameters_in(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.Parameter]]:
@@ -82,7 +85,7 @@ def buffers_in(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, Tens
 def _once(held: Iterable[tuple[str, Mapping[str, T | None]]]) -> list[tuple[str, T]]:
     found: dict[int, tuple[str, T]] = {}
     for path, tensors in held:
-        for name, tensor in tensors.items():
+        for name, tensor in tensors.items() if tensors else ():
             if tensor is not None and id(tensor) not in found:
                 found[id(tensor)] = (f"{path}.{name}" if path else name), tensor
     return list(found.values())

@@ -55,7 +55,8 @@ def score_groups(
     groups: Sequence[Group], analysis: AnalysisLike, rule: Scorer, name: str
 ) -> dict[str, Tensor]:
     """What `score` returns, for some of the groups; `name` is the criterion's."""
-    readonly = MappingProxyType({key: value.detach() for key, value in analysis.parameters.items()})
+    given = analysis.parameters.items()
+    readonly = MappingProxyType({k: v.detach() if v.requires_grad else v for k, v in given})
     scores: dict[str, Tensor] = {}
     whole: dict[str, str] = {}
     for group in groups:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ WEIGHTS = frozenset({"producer", "consumer"})
 Dims: TypeAlias = tuple[int, ...]
 
 
+@final
 @dataclass(frozen=True)
 class Norm:
     """The p-norm of a unit's producer and consumer weights: (sum |w|^p)^(1/p), max |w| for p = inf.
@@ -99,12 +100,12 @@ class PowerSums:
         self._known: dict[str, tuple[Tensor | None, int, Mapping[Dims, Tensor]]] = {}
 
     def __call__(self, parameter: Tensor, member: Member) -> Tensor:
-        """The sums for a member of a group that was given: its `.dims` in ascending order."""
-        version = 0 if parameter.is_inference() else parameter._version
-        known, at, sums = self._known.get(member.parameter, (None, 0, {}))
-        if known is not parameter or at != version:
-            sums = self._sums(parameter.detach(), self._dims[member.parameter])
-            self._known[member.parameter] = parameter, version, sums
+        """The sums for a member: its `.dims` in ascending order."""
+        name, version = member.parameter, 0 if parameter.is_inference() else parameter._version
+        known, at, sums = self._known.get(name, (None, 0, {}))
+        if known is not parameter or at != version or member.dims not in sums:
+            sums = self._sums(parameter.detach(), self._dims.get(name, set()) | {member.dims})
+            self._known[name] = parameter, version, sums
         return sums[member.dims]
 
     def _sums(self, parameter: Tensor, wanted: Set[Dims]) -> Mapping[Dims, Tensor]:

@@ -201,6 +201,12 @@ def test_a_bound_norm_reads_a_weight_once_until_it_changes() -> None:
             torch.testing.assert_close(scorer(group, parameters), parameters["w"].norm(dim=dim))
 
 
+def test_a_bound_norm_scores_groups_of_another_analysis() -> None:
+    group, parameters = chain("a", 4)
+    scorer = Norm(2).bind(analysis_of(chain("b", 3)))
+    assert scorer(group, parameters).equal(Norm(2)(group, parameters))
+
+
 @given(cases(max_members=4), shared_weights(), st.sampled_from([1.0, 2.0, math.inf]))
 def test_a_bound_norm_gives_the_scores_of_each_group_alone(
     one: Case, two: Case, order: float
