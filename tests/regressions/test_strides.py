@@ -219,3 +219,36 @@ def test_ops_that_read_strides_get_those_of_the_capture(
     report = fxprune.verify(graph, plan, fxprune.rewrite(graph, plan), inputs)
     assert report.ok, str(report)
     assert report.law == "masked interpretation"
+
+
+class ViewOfTheTransposed(nn.Module):
+    """Views the result of an op on a transposed tensor, which torch makes contiguous."""
+
+    def __init__(self, op: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.op = op
+        self.first, self.hidden, self.last = nn.Linear(6, 8), nn.Linear(8, 5), nn.Linear(20, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.op(self.hidden(self.first(x).relu()).transpose(1, 2))
+        return self.last(y.view(y.shape[0], -1))
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        nn.Softmax(-1),
+        nn.LogSoftmax(-1),
+        lambda y: torch.softmax(y, -1),
+        lambda y: torch.log_softmax(y, -1),
+        lambda y: torch.roll(y, 1, -1),
+        lambda y: F.softmax(y, -1),
+    ],
+    ids=["Softmax", "LogSoftmax", "softmax", "log_softmax", "roll", "F.softmax"],
+)
+def test_the_results_of_softmax_and_roll_are_contiguous(op: Callable[[Tensor], Tensor]) -> None:
+    model, inputs = alive(ViewOfTheTransposed(op)), torch.randn(3, 4, 6, dtype=torch.float64)
+    graph, analysis = traced(model, inputs[:2])
+    plan = random_plan(analysis)
+    report = fxprune.verify(graph, plan, fxprune.rewrite(graph, plan), inputs)
+    assert report.ok, str(report)
