@@ -317,10 +317,8 @@ class Algebra:
         if isinstance(x, Concat) or isinstance(y, Concat):
             whole, other = (x, y) if isinstance(x, Concat) else (y, x)
             segments = segments_of(whole)
-            if len(segments) > 1:
-                parts = self.segment(other, [s.size for s in segments])
-                return list(zip(segments, parts, strict=True))
-            return [(segments[0], other)]
+            parts = self.segment(other, [s.size for s in segments])
+            return list(zip(segments, parts, strict=True))
         pairs = self._match_factors(list(factors_of(x)), list(factors_of(y)))
         if pairs is not None:
             return pairs
