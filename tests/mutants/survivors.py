@@ -31,6 +31,8 @@ EQUIVALENT: Mapping[str, str] = MappingProxyType(
         "everywhere the same choice, which is what an atom without companions has.",
         "grouping.py:make_members:off-by-one:2": "A group with contexts is one atom of two "
         "units or more, and what stands beside a unit does not depend on which unit it is.",
+        "groups.py:Member.__eq__:swap-arguments:2": "Whether two maps are the same does not "
+        "depend on their order.",
         "growing.py:_shapes_elsewhere:drop-condition:1": "Twice a size and a step more is never "
         "that size.",
         "maskable.py:_FillPass._find_free:drop-update:3": "Changes only how much time is taken: "
@@ -43,6 +45,8 @@ EQUIVALENT: Mapping[str, str] = MappingProxyType(
         "plans/base.py:module:drop-argument:1": "Variance is for the type checker.",
         "plans/factorization.py:FactorizationPlan.from_json:off-by-one:2": "Changes only how long "
         "a text is read at most, which is far more than any plan needs.",
+        "plans/text.py:longest:off-by-one:5": "Changes only how long a text is read at most, "
+        "which is more than any plan needs.",
         "propagate.py:_writes:drop-condition:3": "What an op writes to is one of its tensors.",
         "rewriter/rows.py:split_along.row:arithmetic:1": "The dimension is taken modulo the rank.",
         "rules/indexing.py:frozen.rule:wrong-kind:1": "All that it reads and makes is frozen, "
@@ -59,6 +63,8 @@ EQUIVALENT: Mapping[str, str] = MappingProxyType(
         "selections along several dimensions commute.",
         "slicing.py:Slicer._memberships:drop-condition:2": "Neither None nor the empty string is "
         "the name of a parameter.",
+        "slicing.py:_select:compare:1": "Changes only whether a tensor of just a block's size is "
+        "selected from at once or as one block.",
         "slicing.py:module:off-by-one:2": "Changes only how much memory a block takes.",
     }
 )

@@ -145,6 +145,13 @@ def test_a_wrong_plan_is_refused(kept: dict[str, object], message: str) -> None:
         PruningPlan.build(analysis_of(*GROUPS, frozen=FROZEN), kept)
 
 
+@pytest.mark.parametrize(("count", "more"), [(5, ""), (6, " and 1 more")])
+def test_five_groups_at_most_are_named(count: int, more: str) -> None:
+    groups = [chain(letter, 2) for letter in "abcdef"[:count]]
+    with pytest.raises(PlanError, match=rf"it has 'a:0', 'b:0', 'c:0', 'd:0', 'e:0'{more}\."):
+        PruningPlan.build(analysis_of(*groups), {"x:0": [0]})
+
+
 def test_wrong_fields_are_refused() -> None:
     analysis = analysis_of(*GROUPS)
     plan = PruningPlan.build(analysis, {"a:0": [0]})
