@@ -176,6 +176,12 @@ def added_outer_product(x: Tensor) -> Tensor:
     return torch.addr((channels * 0).exp().unsqueeze(1), channels, x.new_ones(3)).sum(0)
 
 
+def products_added_to_zeros(x: Tensor) -> Tensor:
+    """Sums of products that are not zero where a channel is, added to the channel."""
+    channels = x.sum((0, 1)).unsqueeze(1)
+    return torch.addbmm(channels, x.sigmoid().mT, x.new_ones(x.shape[0], 8, 3)).sum(0)
+
+
 MASKABLE: dict[str, Callable[[], nn.Module]] = {
     "nothing": lambda: Sandwich(nn.Identity()),
     "relu": lambda: Sandwich(torch.relu),
@@ -265,6 +271,9 @@ FLAGGED: dict[str, Callable[[], nn.Module]] = {
         lambda x: x.sort(dim=1, stable=True).indices.to(x).sum(-1, keepdim=True), 1
     ),
     "ones added to products before a sum": lambda: Sandwich(added_products, 3),
+    "products of a sigmoid added to zeros before a sum": lambda: Sandwich(
+        products_added_to_zeros, 3
+    ),
     "ones added to an outer product before a sum": lambda: Sandwich(added_outer_product, 3),
 }
 
