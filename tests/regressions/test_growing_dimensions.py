@@ -78,6 +78,28 @@ def test_tokens_beside_a_sequence_of_one_length_are_prunable() -> None:
     assert "registers:1" in {group.name for group in analysis.groups}
 
 
+class BesideOnes(nn.Module):
+    """Four tokens of the model's own before as many ones as there are tokens: both are summed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.registers, self.last = nn.Parameter(torch.randn(1, 4, 8)), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ones = torch.ones(len(x), x.shape[1], 8, dtype=x.dtype)
+        h = self.last(torch.cat([self.registers.expand(len(x), -1, -1), ones], 1))
+        return h.sum(1) * h[:, 4:].sum(1)
+
+
+def test_tokens_beside_ones_of_any_length_stay() -> None:
+    inputs = torch.randn(3, 9, 8, dtype=torch.float64)
+    graph, analysis = traced(alive(BesideOnes()), inputs[:2, :5])
+    assert 1 in graph.meta["fxprune"].dynamic["x"]
+    assert "registers:1" not in {group.name for group in analysis.groups}
+    plan = random_plan(analysis)
+    assert fxprune.verify(graph, plan, fxprune.rewrite(graph, plan), inputs).ok
+
+
 class Skip(nn.Module):
     """Channels beside those of an image of any size."""
 
