@@ -15,6 +15,7 @@ from fxprune import checkpoint
 from fxprune.discrepancy import max_error
 from fxprune.factorization import factored
 from fxprune.plans import Bases, FactorizationPlan
+from fxprune.plans.factorization import digest_of
 
 
 def build() -> nn.Module:
@@ -108,6 +109,12 @@ def test_a_plan_needs_a_fingerprint(wrong: object) -> None:
     plan = FactorizationPlan({}, {}, "fingerprint of this graph")
     with pytest.raises(fxprune.PlanError, match=f"fingerprint of its graph, a text; got {wrong!r}"):
         dataclasses.replace(plan, fingerprint=wrong)
+
+
+def test_a_digest_tells_names_types_and_shapes_apart() -> None:
+    value = torch.zeros(4, dtype=torch.float64)
+    others = {"b": value}, {"a": value.view(2, 2)}, {"a": value.view(torch.int64)}
+    assert len({digest_of(tensors) for tensors in ({"a": value}, *others)}) == 4
 
 
 def test_bases_are_checked_where_they_are() -> None:
