@@ -144,6 +144,11 @@ def test_the_plan_lists_what_is_kept_of_inputs_and_of_outputs() -> None:
     assert [word for word in rows[-1].split("  ") if word.strip()] == columns, rows
 
 
+def test_the_plan_says_what_decided_it() -> None:
+    plan = FactorizationPlan({}, {}, "fingerprint of this graph", "svd", energy=0.9)
+    assert str(plan).splitlines()[0] == "Plan by svd, energy 0.9: 0 layers become factors."
+
+
 def test_pruning_composes_before_and_after() -> None:
     x = example().double()
     half = fxprune.Budget(macs=0.5)

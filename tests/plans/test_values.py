@@ -36,8 +36,9 @@ def test_a_plan_does_not_share_the_values_that_it_is_given() -> None:
     assert plan.values["a.in"].eq(1).all()
 
 
-def test_values_are_equal_to_values_alone() -> None:
+def test_values_are_equal_to_the_same_values_alone() -> None:
     assert Values(PLAN.values) == PLAN.values
+    assert Values({**PLAN.values, "a.in": torch.zeros(4, 3)}) != PLAN.values
     assert dict(PLAN.values) != PLAN.values
 
 

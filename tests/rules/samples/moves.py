@@ -309,5 +309,12 @@ INDEXING: tuple[Sample, ...] = (
     sample("take", lambda x, i: x.take(i), real(4, 3), given([5, 1]), over_frozen=POSITIONS),
     sample("bucketize", lambda x, b: torch.bucketize(x, b), real(4, 3), given([0.0, 0.5])),
     sample("searchsorted", lambda b, x: torch.searchsorted(b, x), given([0.0, 0.5]), real(4, 3)),
+    sample(
+        "searchsorted",
+        lambda b, x: torch.searchsorted(b, x),
+        given([[-1.0, 0.5], [0.0, 1.0], [-0.5, 0.5], [0.5, 2.0]]),
+        real(4, 3),
+        over_frozen="each row has boundaries of its own",
+    ),
     sample("histc", lambda x: x.histc(5), real(4, 3)),
 )
