@@ -138,9 +138,9 @@ def trilinear(call: Call) -> Effect:
             axes.insert(dim, call.algebra.one)
     full = [max(sizes) for sizes in zip(*([a.size for a in axes] for axes in shapes), strict=True)]
     product = broadcast(call, [tuple(axes) for axes in shapes], full)
-    summed = set(call["sumdim"])
+    summed = call["sumdim"]
     out = tuple(axis for d, axis in enumerate(product) if d not in summed)
-    return _contract(out, tuple(product[d] for d in sorted(summed)))
+    return _contract(out, tuple(product[d] for d in summed))
 
 
 CONTRACTIONS: dict[str, Rule] = {
