@@ -110,6 +110,27 @@ def test_a_deformable_convolution_reads_channels_and_makes_others() -> None:
     assert after == {"weight": "producer", "shift": "bias", "last.weight": "consumer"}
 
 
+class Recurrent(nn.Module):
+    """Hidden units, and a vector that weighs them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.weigh = nn.GRU(3, 4, batch_first=True), nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cells(x)[0][:, -1] @ self.weigh
+
+
+def test_the_vectors_of_a_recurrent_layer_are_biases() -> None:
+    (group,) = analysed(Recurrent(), torch.randn(2, 5, 3)).groups
+    roles = {member.parameter: member.role for member in group.members}
+    assert {name for name, role in roles.items() if role == "bias"} == {
+        "cells.bias_ih_l0",
+        "cells.bias_hh_l0",
+    }
+    assert roles["weigh"] == "consumer"
+
+
 class WithMemory(nn.Module):
     """A parameter that only says of what type the memory is that ones are written to."""
 

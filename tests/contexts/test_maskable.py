@@ -270,6 +270,9 @@ FLAGGED: dict[str, Callable[[], nn.Module]] = {
     "the order of zeros before a sum": lambda: Sandwich(
         lambda x: x.sort(dim=1, stable=True).indices.to(x).sum(-1, keepdim=True), 1
     ),
+    "buckets before a sum": lambda: Sandwich(
+        lambda x: torch.bucketize(x, torch.tensor([-1.0, 1.0])).to(x).sum(-1, keepdim=True), 1
+    ),
     "ones added to products before a sum": lambda: Sandwich(added_products, 3),
     "products of a sigmoid added to zeros before a sum": lambda: Sandwich(
         products_added_to_zeros, 3

@@ -17,6 +17,8 @@ EQUIVALENT: Mapping[str, str] = MappingProxyType(
         "algebra.py:Algebra._unify_compounds:return-input:2": "The same.",
         "algebra.py:Algebra._match_factors:compare:2": "Where both are of one size, they were "
         "paired a few lines before, and the loop went on.",
+        "algebra.py:Algebra.unify:return-input:1": "Changes only how much time is taken: a later "
+        "op may bind any axis of a layout, and all that reads layouts follows the bindings.",
         "axes.py:factors_of:drop-condition:1": "Changes only how much time is taken: what is not "
         "remembered is found again, and frozen units are left out whenever factors are asked for.",
         "axes.py:find:drop-condition:2": "One more round, which binds to the root what is bound "

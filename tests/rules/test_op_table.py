@@ -42,6 +42,11 @@ def test_no_sample_claims_what_has_no_rule() -> None:
     assert not {name for sample in TABLE for name in sample.names} - known
 
 
+def test_the_table_is_read_only() -> None:
+    with pytest.raises(TypeError, match="item assignment"):
+        RULES["mylib::gate"] = RULES["cat"]
+
+
 def test_only_ops_in_place_go_by_the_name_of_another_op() -> None:
     """The last letter of a name is no underscore elsewhere: `to` is not `t`."""
     aten = torch.ops.aten
