@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fxprune import Analysis, rewrite, slicing
 from fxprune.analysis import analysis_of
 from tests.masking import alive, random_plan, traced
+from tests.rules.samples.contractions import grouped_mm
 from tests.rules.samples.vision import ops
 
 
@@ -129,6 +130,23 @@ def test_the_vectors_of_a_recurrent_layer_are_biases() -> None:
         "cells.bias_hh_l0",
     }
     assert roles["weigh"] == "consumer"
+
+
+class SortedByExpert(nn.Module):
+    """Two matrices for each of three experts, whose rows stand side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(3, 4, 8)), nn.Parameter(torch.randn(3, 8, 2))
+        self.register_buffer("ends", torch.tensor([1, 4, 5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return grouped_mm(grouped_mm(x, self.up, self.ends).relu(), self.down, self.ends)
+
+
+def test_matrices_of_experts_make_units_and_read_them() -> None:
+    (group,) = analysed(SortedByExpert(), torch.randn(5, 4)).groups
+    assert {m.parameter: m.role for m in group.members} == {"up": "producer", "down": "consumer"}
 
 
 class WithMemory(nn.Module):
