@@ -70,19 +70,19 @@ class Matching:
                     found = self._pairs(group, member, original, other)
                     pairs.setdefault(original.name, []).append(found)
         for name, parts in pairs.items():
-            after, before = torch.unique(torch.cat(parts), dim=0).unbind(1)
-            if len(after) and len(after.unique()) == len(before.unique()) == len(after):
+            after, before = _one_to_one(torch.unique(torch.cat(parts), dim=0)).unbind(1)
+            if len(after):
                 yield Match(candidates[name], after, before)
 
     def _pairs(self, group: Group, member: Member, original: Group, other: Member) -> Tensor:
-        """[n, 2]: slots in `group` and in `original` of the entries that are in both."""
+        """[n, 2]: the slots in `group` and in `original` of the entries in either, -1 for none."""
         dims = self._along(member.parameter, (*member.dims, *other.dims))
         entries = self._origin(member.parameter, dims)
         before = self._laid(other, original, dims)[entries]
         slots = torch.arange(group.slots).reshape(group.shape)
         after = member.spread(slots, group, -1, entries.dim()).expand(entries.shape)
         both = torch.stack([after.reshape(-1), before.reshape(-1)], dim=1)
-        unique: Tensor = torch.unique(both[(both >= 0).all(1)], dim=0)
+        unique: Tensor = torch.unique(both[(both >= 0).any(1)], dim=0)
         return unique
 
     def _along(self, parameter: str, dims: Iterable[int]) -> frozenset[int]:
@@ -126,6 +126,20 @@ class Matching:
         if shape is None:
             raise PlanError(f"The first plan's graph has no parameter {parameter!r}.")
         return [size if dim in dims else 1 for dim, size in enumerate(shape)]
+
+
+def _one_to_one(pairs: Tensor) -> Tensor:
+    """Of pairs of slots those that are no part of another one; none if slots have several others.
+
+    A slot that owns entries which its counterpart does not is another unit: it only crosses there.
+    """
+    whole = (pairs >= 0).all(1)
+    parts = pairs[~whole]
+    for side in (0, 1):
+        whole &= ~torch.isin(pairs[:, side], parts[:, side][parts[:, side] >= 0])
+    found = pairs[whole]
+    distinct = {len(found), *(len(found[:, side].unique()) for side in (0, 1))}
+    return found if len(distinct) == 1 else found[:0]
 
 
 def _by_place(group: Group) -> dict[tuple[str, int], list[Member]]:

@@ -80,3 +80,31 @@ def test_units_own_the_entries_that_they_owned(seed: int) -> None:
         assert len(before_of) == group.slots
         now = {(name, e, before_of[slot]) for name, e, slot in owners(group, after.parameters)}
         assert now <= owners(match.group, analysis.parameters)
+
+
+class Copies(nn.Module):
+    """Reads copies of channels from the second of a channel on: single channels, and the copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 7), nn.Linear(7, 2)
+        self.wide = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.second(y.tanh()) + self.wide(y.repeat_interleave(2, dim=1).narrow(1, 3, 6))
+
+
+def test_units_that_only_cross_others_are_not_theirs() -> None:
+    # Of both copies of three channels, those of one are left as the only ones of a single channel.
+    model, x = alive(Copies()), torch.randn(3, 3, dtype=torch.float64)
+    graph, analysis = traced(model, x)
+    inner, copies = "first.weight:0#2", "wide.weight:1"
+    first = PruningPlan.build(analysis, {inner: [1]})
+    pruned = fxprune.rewrite(graph, first)
+    after = fxprune.analyze(pruned)
+    second = PruningPlan.build(after, {copies: [1]})
+    composed = fxprune.compose(first, second)
+    assert dict(composed.kept_units) == {inner: (1,), copies: (1,)}
+    once, twice = fxprune.rewrite(graph, composed), fxprune.rewrite(pruned, second)
+    torch.testing.assert_close(once(x), twice(x))
