@@ -251,12 +251,17 @@ def same_groups_again(case: Case) -> None:
     """
     if any(len(row) < 2 for group in case.analysis.groups for row in case.rows(group)):
         raise Silent("a dimension of size 1 is a constant")
+    again = trace(case.pruned, case.program)
+    if again.meta["fxprune"].dynamic != case.traced.meta["fxprune"].dynamic:
+        # A view that folds what does not fit into the batch bears some sizes: which are tried says
+        # whether they are free, and with them what stays.
+        raise Silent("other sizes are free")
     found, wanted = Counter[Any](), Counter[Any]()
     gathers = any("_index" in name for name, _ in case.pruned.named_buffers())
     loose = {
         signature_of(g, 0) for g in case.analysis.groups if gathers or has_other_contexts(case, g)
     }
-    for group in fxprune.analyze(trace(case.pruned, case.program)).groups:
+    for group in fxprune.analyze(again).groups:
         contexts = 0 if signature_of(group, 0) in loose else group.contexts
         found[signature_of(group, contexts)] += group.size
     alone = set()
