@@ -6,7 +6,7 @@ if the sizes do not fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -45,7 +45,7 @@ def elementwise(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         return NotImplemented
     if not (x.is_meta and x.is_floating_point()):
         return NotImplemented
-    return _new(x, x.shape) if x.is_contiguous() else torch.empty_like(x)
+    return _alike(x)
 
 
 def rebuilt(x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -74,21 +74,22 @@ def arithmetic(x: Any, y: Any, **kwargs: Any) -> Any:
         plain = type(y) is int or (type(y) is float and x.is_floating_point())
         if not plain:
             return NotImplemented
-        return _new(x, x.shape) if x.is_contiguous() else torch.empty_like(x)
+        return _alike(x)
     shape = broadcast(x.shape, y.shape) if y.is_meta and x.dtype == y.dtype else None
-    if shape is None:
-        return NotImplemented
-    if x.is_contiguous() and y.is_contiguous():
-        return _new(x, shape)
-    return _laid_out((x, y), shape)
+    return NotImplemented if shape is None else _laid_out((x, y), shape)
 
 
-def _laid_out(operands: Iterable[Tensor], shape: Sequence[int]) -> Tensor:
-    """A new tensor with the strides of an elementwise result."""
+def _alike(x: Tensor) -> Tensor:
+    """A new tensor with the strides of an elementwise result of one tensor."""
+    return _new(x, x.shape) if x.is_contiguous() else torch.empty_like(x)
+
+
+def _laid_out(operands: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """The same of several, which broadcast to `shape`."""
+    if all(t.is_contiguous() for t in operands):
+        return _new(operands[0], shape)
     spread = [t.expand(shape) for t in operands]
     dtype, last = spread[0].dtype, torch.channels_last
-    if all(t.is_contiguous() for t in spread):
-        return _new(spread[0], shape)
     if len(shape) == 4 and all(t.is_contiguous(memory_format=last) for t in spread):
         return torch.empty(shape, dtype=dtype, device="meta", memory_format=last)
     strides = elementwise_strides(shape, [t.stride() for t in spread])
