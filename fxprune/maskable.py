@@ -309,9 +309,7 @@ def _run(record: Record, fills: tuple[float | None, ...], samples: Tensor) -> li
         return value.to(argument.dtype).reshape((1,) if argument.dim() else ())
 
     arguments = {name: entry(a) for name, a in record.call.arguments.items()}
-    keyword_only = schema_of(record.call.func).keyword_only
-    args = [value for name, value in arguments.items() if name not in keyword_only]
-    kwargs = {name: arguments[name] for name in arguments.keys() & keyword_only}
+    args, kwargs = schema_of(record.call.func).unbind(arguments)
     kwargs |= {"device": "cpu"} if "device" in kwargs else {}
     results = tensors_in(record.call.func(*args, **kwargs))
     parts = (torch.view_as_real(r) if r.is_complex() else r for r in results)

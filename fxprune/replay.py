@@ -21,9 +21,7 @@ def invoke(record: Record, arguments: Mapping[str, Any], device: torch.device) -
     if func in _READ_STRIDES:
         seen = record.call.arguments
         arguments = {name: _laid_out(value, seen[name]) for name, value in arguments.items()}
-    keyword_only = schema_of(func).keyword_only
-    args = [value for name, value in arguments.items() if name not in keyword_only]
-    kwargs = {name: value for name, value in arguments.items() if name in keyword_only}
+    args, kwargs = schema_of(func).unbind(arguments)
     if kwargs.get("device") is not None:
         kwargs["device"] = device
     return _WITH_ANY_STRIDES.get(func, func)(*args, **kwargs)

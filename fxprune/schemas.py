@@ -34,6 +34,11 @@ class Schema:
             for place, (name, default) in enumerate(self.parameters)
         }
 
+    def unbind(self, arguments: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """What to call the operator with, by position and by keyword."""
+        args = [value for name, value in arguments.items() if name not in self.keyword_only]
+        return args, {n: value for n, value in arguments.items() if n in self.keyword_only}
+
 
 @cache
 def schema_of(func: Any) -> Schema:
