@@ -60,22 +60,22 @@ def _last(h: Tensor, x: Tensor) -> Tensor:
     return h + flat[:, flat.shape[1] - 1][:, None, None]
 
 
-def assert_same_at_lengths(
-    graph: fx.GraphModule, plan: fxprune.PruningPlan, pruned: fx.GraphModule, inputs: Tensor
-) -> None:
+def pruned_at_lengths(read: Read) -> fx.GraphModule:
+    """The pruned network, whose channels are one group, seen to be right at two lengths."""
+    inputs = torch.randn(3, 4, 5, dtype=torch.float64)
+    graph, analysis = traced(alive(Net(read)), inputs[:2])
+    assert [group.size for group in analysis.groups] == [8]
+    plan = random_plan(analysis)
+    pruned = fxprune.rewrite(graph, plan)
     for length in (4, 3):
         report = fxprune.verify(graph, plan, pruned, inputs[:, :length])
         assert report.ok, str(report)
+    return pruned
 
 
 def test_a_slice_of_as_many_as_there_are_stays_whole() -> None:
     # `rewrite` failed: it took the size for a number.
-    inputs = torch.randn(3, 4, 5, dtype=torch.float64)
-    graph, analysis = traced(alive(Net(_whole)), inputs[:2])
-    assert [group.size for group in analysis.groups] == [8]
-    plan = random_plan(analysis)
-    pruned = fxprune.rewrite(graph, plan)
-    assert_same_at_lengths(graph, plan, pruned, inputs)
+    pruned_at_lengths(_whole)
 
 
 @pytest.mark.parametrize("capture", [traced, as_written])
@@ -106,19 +106,10 @@ def test_channels_repeated_as_often_as_the_input_says() -> None:
     def repeated(h: Tensor, x: Tensor) -> Tensor:
         return h.repeat(1, 1, x.size(1)).unflatten(-1, (x.size(1), 8)).sum(2)
 
-    inputs = torch.randn(3, 4, 5, dtype=torch.float64)
-    graph, analysis = traced(alive(Net(repeated)), inputs[:2])
-    assert [group.size for group in analysis.groups] == [8]
-    plan = random_plan(analysis)
-    pruned = fxprune.rewrite(graph, plan)
-    assert_same_at_lengths(graph, plan, pruned, inputs)
+    pruned_at_lengths(repeated)
 
 
 def test_positions_are_rolled_by_a_size_that_follows_the_inputs() -> None:
     # `rewrite` failed: it took the size for a sequence of them.
-    inputs = torch.randn(3, 4, 5, dtype=torch.float64)
-    graph, analysis = traced(alive(Net(_rolled_along_the_length)), inputs[:2])
-    plan = random_plan(analysis)
-    pruned = fxprune.rewrite(graph, plan)
+    pruned = pruned_at_lengths(_rolled_along_the_length)
     assert pruned.first.out_features < 8
-    assert_same_at_lengths(graph, plan, pruned, inputs)
