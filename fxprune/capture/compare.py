@@ -42,29 +42,6 @@ def follows(base: Capture) -> Check:
     return check
 
 
-def follows_exactly(base: Capture) -> Check:
-    """`follows`, and a check of literals that no size can have made, for runs in another mode."""
-    same_operation = follows(base)
-
-    def check(index: int, record: Record, measures: bool) -> None:
-        same_operation(index, record, measures)
-        expected = base.records[index]
-        pairs = [*zip(expected.args, record.args, strict=False)]
-        pairs += [(value, record.kwargs.get(key)) for key, value in expected.kwargs.items()]
-        if any(_differ_by_mode(mine, theirs) for mine, theirs in pairs):
-            raise Mismatch(f"{record.name} at {record.line} has other literals")
-
-    return check
-
-
-def _differ_by_mode(mine: Any, other: Any) -> bool:
-    if type(mine) is not type(other) or mine == other:
-        return False
-    if type(mine) is float:
-        return not (mine.is_integer() and other.is_integer())
-    return isinstance(mine, bool)
-
-
 def asks_for_no_size(_: int, __: Record, measures: bool) -> None:
     """A check that ends runs whose literals may be made of sizes."""
     if measures:

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from fxprune.capture import dynamic as dims
 from fxprune.capture import guards
-from fxprune.capture.compare import asks_for_no_size, follows, follows_exactly
+from fxprune.capture.compare import asks_for_no_size, follows
 from fxprune.capture.emit import Emitter, build, free_name
 from fxprune.capture.growth import are_far
 from fxprune.capture.inputs import Inputs, Sizes, bind
@@ -93,8 +93,8 @@ def _trials(base: Capture, runs: Runs, modes: bool) -> Trials:
     """Trials at other sizes; also in train mode, if the modes may differ."""
     leaves = {leaf.label: leaf for leaf in runs.inputs.leaves}
     run = partial(runs, check=follows(base))
-    like = follows_exactly(base) if base.measures else asks_for_no_size
-    return Trials(base, leaves, run, partial(runs, training=True, check=like) if modes else None)
+    check = follows(base) if base.measures else asks_for_no_size
+    return Trials(base, leaves, run, partial(runs, training=True, check=check) if modes else None)
 
 
 def _searched(

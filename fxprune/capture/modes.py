@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -72,13 +73,42 @@ def merge_modes(capture: Capture, train: Capture) -> Capture:
     both = capture, train
     check_structure(both)
     merge((capture.output, train.output), {})
+    return replace(literals_by_mode(capture, train), shapes=merge_shapes(both))
+
+
+def literals_by_mode(capture: Capture, train: Capture) -> Capture:
+    """A capture with a `Mode` for each number in which the same record in train mode differs."""
     same = {index: index for index in range(len(capture.records))}
     try:
         pairs = zip(capture.records, train.records, strict=True)
         records = [_merge(mine, theirs, same) for mine, theirs in pairs]
     except _Differs as error:
         raise Mismatch(str(error)) from None
-    return replace(capture, records=records, shapes=merge_shapes(both))
+    return replace(capture, records=records)
+
+
+def turned_off(capture: Capture, train: Capture) -> Capture:
+    """The capture in train mode without what only that mode turns on.
+
+    That is flags, and numbers that are zero in eval mode, like the probability of a dropout: no
+    size has made them.
+    """
+    pairs = zip(capture.records, train.records, strict=True)
+    return replace(train, records=[_turned_off(mine, theirs) for mine, theirs in pairs])
+
+
+def _turned_off(mine: Record, theirs: Record) -> Record:
+    pairs = itertools.zip_longest(mine.args, theirs.args)
+    args = tuple(m if _is_turned_on(m, t) else t for m, t in pairs)
+    named = theirs.kwargs.items()
+    kwargs = {n: mine.kwargs[n] if _is_turned_on(mine.kwargs.get(n), t) else t for n, t in named}
+    return Record(theirs.op, theirs.target, args, kwargs, theirs.source, theirs.line)
+
+
+def _is_turned_on(mine: Any, theirs: Any) -> bool:
+    if type(mine) is not type(theirs):
+        return False
+    return type(mine) is bool or (type(mine) is float and mine == 0)
 
 
 def _by_source(capture: Capture, skipped: frozenset[str]) -> dict[str, list[int]]:
@@ -127,7 +157,7 @@ class _Differs(Exception):
 def _merge(record: Record, other: Record, twins: Mapping[int, int]) -> Record:
     args = _values(record.args, other.args, twins)
     kwargs = _values(record.kwargs, other.kwargs, twins)
-    return replace(record, args=args, kwargs=kwargs)
+    return Record(record.op, record.target, args, kwargs, record.source, record.line)
 
 
 def _values(mine: Any, other: Any, twins: Mapping[int, int]) -> Any:

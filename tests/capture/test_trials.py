@@ -50,6 +50,17 @@ def other_literal(model: Counted, x: Tensor) -> Tensor:
     return x.mean((2, 3)) * (3.0 if model.training else 1.0) + F.relu(x).sum((2, 3))
 
 
+def drops(model: Counted, x: Tensor) -> Tensor:
+    x = F.dropout(x, 0.25, model.training).flatten(2)
+    q = x.transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(q, q, q, dropout_p=0.5 * model.training)
+    return mixed.reshape(x.shape[0], x.shape[2] * 6)
+
+
+def asks_and_scales(model: Counted, x: Tensor) -> Tensor:
+    return x.sum((2, 3)) / x.shape[2] * (0.25 if model.training else 0.5)
+
+
 def asks_in_training(model: Counted, x: Tensor) -> Tensor:
     return x.mean((2, 3)) * (x.shape[0] if model.training else 1.0)
 
@@ -63,8 +74,11 @@ BASE, TRIAL, TRAIN, TRAIN_TRIAL = (False, True), (False, False), (True, True), (
         (mean, [BASE, TRAIN_TRIAL]),
         (asks, [BASE, TRIAL, TRAIN_TRIAL]),
         (other_literal, [BASE, TRAIN_TRIAL]),
+        (drops, [BASE, TRIAL, TRAIN_TRIAL]),
+        # A size may have made a number that eval mode has, too.
+        (asks_and_scales, [BASE, TRIAL, TRAIN_TRIAL, TRIAL, TRAIN]),
     ],
-    ids=["mean", "asks", "other_literal"],
+    ids=["mean", "asks", "other_literal", "drops", "asks_and_scales"],
 )
 def test_a_run_shows_all_that_it_can(body: Body, runs: list[Run]) -> None:
     model = Counted(body).double().eval()
