@@ -1,6 +1,10 @@
-"""Graph modules from a graph and the modules that it calls."""
+"""Building graphs and graph modules, faster than fx does."""
 
 from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
 
 from torch import fx, nn
 
@@ -8,6 +12,29 @@ from fxprune.walks import module_at
 
 _HELD = ("_parameters", "_buffers", "_modules")
 _BLANK = frozenset(vars(nn.Module())) - {"training", "_non_persistent_buffers_set", *_HELD}
+
+
+def add_node(
+    graph: fx.Graph, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> fx.Node:
+    """`graph.create_node`, without its search of all arguments for torch's symbolic sizes."""
+    node = graph.create_node(op, target)
+    return _with_arguments(node, args, kwargs)
+
+
+def copy_node(graph: fx.Graph, node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    """`graph.node_copy`, without that search. copies: the nodes that `node` reads -> theirs."""
+    args, kwargs = (fx.node.map_arg(a, copies.__getitem__) for a in (node.args, node.kwargs))
+    new = graph.create_node(node.op, node.target, name=node.name, type_expr=node.type)
+    new.meta = copy.copy(node.meta)
+    return _with_arguments(new, args, kwargs)
+
+
+def _with_arguments(node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
+    node.args = args
+    if kwargs:
+        node.kwargs = kwargs
+    return node
 
 
 def assemble(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.assembly import assemble
+from fxprune.assembly import add_node, assemble
 from fxprune.capture import guards, leaves
 from fxprune.capture.canonicalize import canonicalize
 from fxprune.capture.chains import Shape
@@ -154,9 +154,8 @@ class Emitter:
             if record.target in LITERALS and index not in written and _is_literal(record):
                 node = self.literal(record)
             else:
-                node = self.graph.create_node(
-                    record.op, record.target, self.value(record.args), self.value(record.kwargs)
-                )
+                args, kwargs = self.value(record.args), self.value(record.kwargs)
+                node = add_node(self.graph, record.op, record.target, args, kwargs)
                 if record.op == "call_module":
                     self.module(record.target)
                 node.meta["source"] = record.target if record.op == "call_module" else record.source

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from fxprune.analysis import Analysis, analysis_of
-from fxprune.assembly import assemble
+from fxprune.assembly import assemble, copy_node
 from fxprune.collection import paused_collection
 from fxprune.errors import RewriteError
 from fxprune.meta import plain_attributes, shapes_on_meta
@@ -94,7 +94,7 @@ class _Rewriter:
             setattr(self.root, name, value)
 
     def _copy_node(self, node: fx.Node) -> None:
-        new = self.graph.node_copy(node, lambda n: self.nodes[n])
+        new = copy_node(self.graph, node, self.nodes)
         self.nodes[node] = new
         fix = find_row(node)
         if node.op == "call_module":
