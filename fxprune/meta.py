@@ -83,6 +83,33 @@ class GraphRunner:
         return args[0]
 
 
+class Shadow:
+    """Tensors and modules of a graph on meta, each made when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._memo: dict[int, Any] = {}
+
+    def tensor(self, tensor: Tensor) -> Tensor:
+        """The twin of a tensor: one for each."""
+        if id(tensor) not in self._memo:
+            self._memo[id(tensor)] = meta_twin(tensor)
+        twin: Tensor = self._memo[id(tensor)]
+        return twin
+
+    def known(self, value: Any) -> Any:
+        """The twin of a tensor that has one already; anything else as it is."""
+        return self._memo.get(id(value), value)
+
+    def module(self, module: nn.Module) -> nn.Module:
+        """The copy of a module in eval mode, with the twins of its tensors: one for each."""
+        if id(module) not in self._memo:
+            for _, tensor in named_tensors(module):
+                self.tensor(tensor)
+            set_mode(copy_module(module, self._memo), False)
+        copy: nn.Module = self._memo[id(module)]
+        return copy
+
+
 class _ShapeRunner(GraphRunner):
     """Notes shapes at once: a later node may change that of a tensor in place.
 
@@ -94,7 +121,7 @@ class _ShapeRunner(GraphRunner):
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
         super().__init__(module, graph)
         self.shapes: dict[fx.Node, Shapes] = {}
-        self._memo: dict[int, Any] = {}
+        self._shadow = Shadow()
 
     def run_node(self, node: fx.Node) -> Any:
         value = super().run_node(node)
@@ -104,17 +131,17 @@ class _ShapeRunner(GraphRunner):
 
     def get_attr(self, target: str, args: Any, kwargs: Any) -> Any:
         value = super().get_attr(target, args, kwargs)
-        return self._twin(value) if isinstance(value, Tensor) else value
+        return self._shadow.tensor(value) if isinstance(value, Tensor) else value
 
     def call_module(self, target: str, args: Any, kwargs: Any) -> Any:
         module = module_at(self.module, target)
         result = shapes.of_module(type(module), module, args, kwargs)
         if result is None:
             with _on_meta():
-                return self._shadow(module)(*args, **kwargs)
+                return self._shadow.module(module)(*args, **kwargs)
         if isinstance(module, nn.RNNBase):
             with _on_meta():
-                _run_one_step(self._shadow(module), *args, **kwargs)
+                _run_one_step(self._shadow.module(module), *args, **kwargs)
         return result
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -124,20 +151,6 @@ class _ShapeRunner(GraphRunner):
     def call_method(self, target: str, args: Any, kwargs: Any) -> Any:
         with _on_meta():
             return super().call_method(target, args, kwargs)
-
-    def _twin(self, tensor: Tensor) -> Tensor:
-        if id(tensor) not in self._memo:
-            self._memo[id(tensor)] = meta_twin(tensor)
-        twin: Tensor = self._memo[id(tensor)]
-        return twin
-
-    def _shadow(self, module: nn.Module) -> nn.Module:
-        if id(module) not in self._memo:
-            for _, tensor in named_tensors(module):
-                self._twin(tensor)
-            set_mode(copy_module(module, self._memo), False)
-        shadow: nn.Module = self._memo[id(module)]
-        return shadow
 
 
 def _run_one_step(module: nn.Module, input: Any, hx: Any = None) -> None:
@@ -167,19 +180,6 @@ def meta_twin(tensor: Tensor) -> Tensor:
     """A tensor of the same sizes, strides and dtype on meta; a parameter for a parameter."""
     meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     return nn.Parameter(meta, False) if isinstance(tensor, nn.Parameter) else meta
-
-
-def meta_shadow(traced: fx.GraphModule) -> tuple[nn.Module, dict[int, str], dict[int, Tensor]]:
-    """A copy of the module tree on meta; its tensors' names; its buffers' real values."""
-    twins: dict[int, Tensor] = {}
-    names: dict[int, str] = {}
-    real: dict[int, Tensor] = {}
-    for name, tensor in named_tensors(traced):
-        twin = twins[id(tensor)] = meta_twin(tensor)
-        names[id(twin)] = name
-        if not isinstance(tensor, nn.Parameter):
-            real[id(twin)] = tensor
-    return copy_with(traced, twins), names, real
 
 
 def copy_with(traced: fx.GraphModule, tensors: Mapping[int, Tensor]) -> nn.Module:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -23,14 +23,15 @@ from fxprune.dynamic_sizes import name_of, shifted, unexplained, unexplained_bou
 from fxprune.errors import AnalysisError, FxpruneError
 from fxprune.growing import growing
 from fxprune.lookups import join_tables
-from fxprune.meta import GraphRunner, call_on_meta, example_values, meta_shadow, unpacked, without
+from fxprune.meta import GraphRunner, Shadow, call_on_meta, example_values, unpacked, without
 from fxprune.meta_kernels import PlainDispatchMode
+from fxprune.module_ops import single_op
 from fxprune.modules import SizedCustomGradient
 from fxprune.rules import MODULE_RULES, RULES
 from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, tensors_in
 from fxprune.rules.elementwise import pointwise
 from fxprune.schemas import schema_of
-from fxprune.walks import module_at, named_parameters, named_tensors
+from fxprune.walks import buffers_in, module_at, named_modules, parameters_in
 
 _CONSTANT_LIMIT = 1 << 22
 """Constant tensors with more elements than this are not evaluated to follow an index."""
@@ -97,11 +98,15 @@ def propagate(traced: fx.GraphModule, inputs: tuple[Any, ...] | None = None) -> 
     cannot run, or if a rule contradicts what the op computed, and TraceError for inputs of sizes
     that the graph does not take.
     """
-    shadow, sources, constants = meta_shadow(traced)
+    modules = named_modules(traced)
+    parameters, buffers = parameters_in(modules), buffers_in(modules)
+    shadow = Shadow()
+    twins = {name: shadow.tensor(tensor) for name, tensor in (*parameters, *buffers)}
+    constants = {id(twins[name]): buffer for name, buffer in buffers}
     mode = _RuleMode(constants, traced.meta.get(OWN_RULES, {}))
-    layouts = {name: mode.declare_parameter(tensor) for name, tensor in named_tensors(shadow)}
+    layouts = {name: mode.declare_parameter(twin) for name, twin in twins.items()}
     state: frozenset[str] = getattr(traced.meta.get("fxprune"), "omitted", frozenset())
-    runner = _Runner(shadow, traced.graph, mode, state)
+    runner = _Runner(traced, shadow, mode, state)
     values = example_values(traced, inputs)
     with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]), mode:
         runner.run(values)
@@ -113,10 +118,10 @@ def propagate(traced: fx.GraphModule, inputs: tuple[Any, ...] | None = None) -> 
         MappingProxyType(layouts),
         MappingProxyType(runner.layouts),
         tuple(mode.records),
-        MappingProxyType(sources),
+        MappingProxyType({id(twin): name for name, twin in twins.items()}),
         MappingProxyType(mode.storages),
         tuple(mode.barriers),
-        frozenset(name for name, _ in named_parameters(traced)),
+        frozenset(name for name, _ in parameters),
     )
 
 
@@ -213,6 +218,10 @@ class _RuleMode(PlainDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        return self.run(func, args, kwargs or {})
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an op on meta and apply its rule; to be called where the mode is off."""
         result, kwargs = call_on_meta(func, args, kwargs)
         outputs = (result,) if isinstance(result, Tensor) else tuple(tensors_in(result))
         if not outputs:
@@ -294,10 +303,10 @@ class _Runner(GraphRunner):
     """
 
     def __init__(
-        self, module: nn.Module, graph: fx.Graph, mode: _RuleMode, state: frozenset[str]
+        self, traced: fx.GraphModule, shadow: Shadow, mode: _RuleMode, state: frozenset[str]
     ) -> None:
-        super().__init__(module, graph)
-        self.mode, self.state = mode, state
+        super().__init__(traced, traced.graph)
+        self.shadow, self.mode, self.state = shadow, mode, state
         self.layouts: dict[fx.Node, Any] = {}
 
     def run_node(self, node: fx.Node) -> Any:
@@ -342,8 +351,19 @@ class _Runner(GraphRunner):
         layout = self.layouts.get(node)
         return layout.axes if isinstance(layout, TensorAxes) else ()
 
+    def get_attr(self, target: str, args: Any, kwargs: Any) -> Any:
+        return self.shadow.known(super().get_attr(target, args, kwargs))
+
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = module_at(self.module, target)
+        original = module_at(self.module, target)
+        known = single_op(original, args, kwargs)
+        if known is not None:
+            op, operands, options = known
+            with torch._C._DisableTorchDispatch():
+                result = self.mode.run(op, tuple(map(self.shadow.known, operands)), options)
+            return result[0] if isinstance(result, tuple) else result
+        with torch._C._DisableTorchDispatch():
+            module = self.shadow.module(original)
         rule = MODULE_RULES.get(type(module))
         if rule is None:
             value = module(*args, **kwargs)

@@ -17,8 +17,10 @@ def named_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
     stack: list[tuple[str, nn.Module]] = [("", root)]
     while stack:
         path, module = stack.pop()
-        if module not in found:
-            found[module] = path
+        if module in found:
+            continue
+        found[module] = path
+        if module._modules:
             dot = f"{path}." if path else ""
             for name, child in reversed(module._modules.items()):
                 if child is not None:
@@ -85,7 +87,9 @@ def buffers_in(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, Tens
 def _once(held: Iterable[tuple[str, Mapping[str, T | None]]]) -> list[tuple[str, T]]:
     found: dict[int, tuple[str, T]] = {}
     for path, tensors in held:
-        for name, tensor in tensors.items() if tensors else ():
+        if not tensors:
+            continue
+        for name, tensor in tensors.items():
             if tensor is not None and id(tensor) not in found:
                 found[id(tensor)] = (f"{path}.{name}" if path else name), tensor
     return list(found.values())

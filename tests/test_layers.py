@@ -27,6 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "casts",
             "discrepancy",
             "meta_kernels",
+            "module_ops",
             "formulas",
             "walks",
             "assembly",
