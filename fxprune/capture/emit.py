@@ -325,12 +325,12 @@ def _root(values: Mapping[str, Any]) -> nn.Module:
         parent = root
         for part in path:
             if part not in parent._modules:
-                parent.add_module(part, nn.Module())
+                parent._modules[part] = nn.Module()
             child = parent._modules[part]
             assert child is not None
             parent = child
         if isinstance(value, nn.Module):
-            parent.add_module(last, value)
+            parent._modules[last] = value
         elif isinstance(value, nn.Parameter):
             parent._parameters[last] = value
         elif isinstance(value, Tensor):

@@ -65,8 +65,11 @@ def leaf_base(module: nn.Module) -> type | None:
         return base
     if "parametrizations" in module._modules and parametrize.is_parametrized(module):
         return None
-    hooked = _WEIGHTS & module.__dict__.keys()
-    return None if any(isinstance(module.__dict__[name], Tensor) for name in hooked) else base
+    state = module.__dict__
+    for name in _WEIGHTS:
+        if name in state and isinstance(state[name], Tensor):
+            return None
+    return base
 
 
 @functools.cache

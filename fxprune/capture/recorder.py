@@ -329,11 +329,11 @@ class Recorder(TorchFunctionMode):
         named = {k: self.convert(v) for k, v in kwargs.items()}
         run = [p[1] for p in pairs]
         run_kwargs = {k: p[1] for k, p in named.items()}
-        with self.paused():
+        with torch._C.DisableTorchFunction():
             result = shapes.of_module(base, module, run, run_kwargs)
-            if result is None:
-                with MetaKernels():
-                    result = module.forward(*run, **run_kwargs)
+        if result is None:
+            with self.paused(), MetaKernels():
+                result = module.forward(*run, **run_kwargs)
         if not _has_tensor(result):
             return result
         rec, rec_kwargs = tuple(p[0] for p in pairs), {k: p[0] for k, p in named.items()}
