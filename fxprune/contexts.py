@@ -33,9 +33,6 @@ _RENUMBERED = frozenset({"aten::roll", "aten::index", "aten::index_select"})
 """Ops with an index of their own, which can be renumbered only if it does not depend on a context
 in another dimension."""
 
-_ORDERED = frozenset({Kind.STATISTIC, Kind.BATCH_NORM})
-"""Kinds of ops whose operands masked interpretation slices, as parameters are sliced."""
-
 
 def contexts(propagation: Propagation) -> Mapping[Atom, frozenset[Atom]]:
     """For each free atom of the parameters and buffers, the others of them it may depend on."""
@@ -104,9 +101,13 @@ class _Narrowing:
                 self.narrow(atom, companions)
 
     def by_record(self, record: Record) -> None:
-        """By what an op reads and makes, and what it sums over or renumbers."""
+        """By what an op reads and makes, and what it sums over or renumbers.
+
+        Masked interpretation slices the operands of a statistic as parameters are sliced, which
+        keeps their order. A batch norm's may come in any: no channel meets another in it.
+        """
         renumbers = record.call.name in _RENUMBERED
-        ordered = record.effect.kind in _ORDERED or renumbers
+        ordered = record.effect.kind is Kind.STATISTIC or renumbers
         layouts = [*(layout for _, layout in record.inputs), *record.effect.outputs]
         for layout in layouts:
             self.by_layout(self.standing(layout), ordered)

@@ -416,12 +416,27 @@ def library() -> torch.library.Library:
     library.impl("share_turned", _share_turned, "CompositeImplicitAutograd")
     library.define("both_orders(Tensor x) -> Tensor")
     library.impl("both_orders", _both_orders, "CompositeImplicitAutograd")
+    library.define("standardise_turned(Tensor x) -> Tensor")
+    library.impl("standardise_turned", _standardise_turned, "CompositeImplicitAutograd")
+    library.define("standardise_features(Tensor x) -> Tensor")
+    library.impl("standardise_features", _standardise_features, "CompositeImplicitAutograd")
     return library
 
 
 def _share_turned(x: Tensor) -> Tensor:
     turned = x.transpose(1, 2)
     return turned.flatten(1).softmax(1).view(turned.shape).transpose(1, 2)
+
+
+def _standardise_turned(x: Tensor) -> Tensor:
+    turned = x.transpose(1, 2)
+    channels = F.batch_norm(turned.flatten(1), None, None, training=True)
+    return channels.view(turned.shape).transpose(1, 2)
+
+
+def _standardise_features(x: Tensor) -> Tensor:
+    features_first = x.permute(2, 1, 0)  # for a batch norm a batch of them, a channel per head
+    return F.batch_norm(features_first, None, None, training=True).permute(2, 1, 0)
 
 
 def _both_orders(x: Tensor) -> Tensor:
@@ -459,6 +474,16 @@ def test_a_statistic_over_features_before_their_heads_lets_heads_choose_alike(
     # Features that each head chooses are in another order there than those of the masked original.
     graph, analysis = traced(alive(Shared(name, heads_last)), torch.randn(2, 5).double())
     assert {g.size: g.contexts for g in analysis.groups} == {3: 1, 4: contexts}
+    assert_verified(graph, analysis, torch.randn(3, 5).double())
+
+
+@pytest.mark.parametrize("name", ["standardise_turned", "standardise_features"])
+def test_heads_choose_features_that_a_batch_norm_has_in_another_order(
+    library: torch.library.Library, name: str
+) -> None:
+    # Whether each channel is for itself, or features are the positions of their head's channel.
+    graph, analysis = traced(alive(Shared(name, False)), torch.randn(2, 5).double())
+    assert {g.size: g.contexts for g in analysis.groups} == {3: 1, 4: 3}
     assert_verified(graph, analysis, torch.randn(3, 5).double())
 
 
