@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fxprune.algebra import Algebra
-from fxprune.axes import Atom, Axis, find, is_frozen
+from fxprune.axes import Atom, Axis, find
 from fxprune.rules.base import Lookup
 
 if TYPE_CHECKING:
@@ -34,11 +34,11 @@ def followed(records: Sequence[Record]) -> Mapping[Axis, Atom]:
 
 
 def _atomic(records: Sequence[Record]) -> Iterable[tuple[Lookup, Axis, Atom]]:
-    """The lookups of frozen rows in frozen tables, by indices that nothing changes in place."""
+    """The lookups in tables of one atom, by indices that nothing changes in place."""
     lookups = [r.effect.lookup for r in records if r.effect.lookup is not None]
     written = {record.mutated for record in records} if lookups else set()
     for lookup in lookups:
         rows, table = find(lookup.rows), find(lookup.table)
         constant = lookup.index.untyped_storage()._cdata not in written
-        if constant and is_frozen(rows) and is_frozen(table) and isinstance(table, Atom):
+        if constant and isinstance(table, Atom):
             yield lookup, rows, table

@@ -22,6 +22,7 @@ from fxprune import (
     PlanError,
     TraceError,
 )
+from fxprune.rules.base import Call, Effect, Kind, Lookup
 from fxprune.rules.elementwise import pointwise
 
 
@@ -309,6 +310,18 @@ def test_a_rule_of_ones_own() -> None:
     assert [group.size for group in analysis.groups] == [8, 6]
     with pytest.raises(AnalysisError, match="names 'torchvision::roi_align'"):  # it has a rule
         fxprune.analyze(traced, rules={"torchvision::roi_align": pointwise})
+
+
+@pytest.mark.parametrize(("rows", "table"), [(0, 1), (1, 0)])
+def test_a_rule_with_a_lookup_of_what_may_be_pruned(rows: int, table: int) -> None:
+    def rule(call: Call) -> Effect:
+        axes = call.axes("x")  # the batch, and free units
+        return Effect((axes,), Kind.MOVE, (), Lookup(axes[rows], axes[table], call["x"]))
+
+    traced = fxprune.trace(Custom().eval(), torch.randn(2, 5))
+    text = "the rule for fxprune_tests::halved failed .* needs frozen rows and a frozen table"
+    with pytest.raises(AnalysisError, match=text):
+        fxprune.analyze(traced, rules={"fxprune_tests::halved": rule})
 
 
 def test_every_error_is_one_family() -> None:

@@ -38,11 +38,18 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Lookup:
-    """Each index of `rows` stands for an index of `table`, by the data in `index`."""
+    """Each index of `rows` stands for an index of `table`, by the data in `index`.
+
+    Raises ValueError unless both are frozen.
+    """
 
     rows: Axis
     table: Axis
     index: Tensor
+
+    def __post_init__(self) -> None:
+        if not (is_frozen(self.rows) and is_frozen(self.table)):
+            raise ValueError("a lookup by data needs frozen rows and a frozen table")
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ def index(call: Call) -> Effect:
     (place, tensor), *others = places
     if not others and tensor.dim() == 1:
         selected = _selected(call, axes[place], tensor)
-        lookup = Lookup(selected, axes[place], tensor)
+        table = axes[place]
+        lookup = Lookup(selected, table, tensor) if is_frozen(table) else None
         return Effect(((*axes[:place], selected, *axes[place + 1 :]),), Kind.MOVE, (), lookup)
     return _moved(_looked_up(call, places))
 

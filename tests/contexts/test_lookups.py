@@ -102,6 +102,54 @@ def test_experts_choose_where_nothing_relates_their_units(kind: type, contexts: 
     assert not checks.verify_all(traced, plan, pruned, inputs).ok
 
 
+class InTwoDimensions(Experts):
+    """The experts stand in rows and columns of a grid: no one atom says which of them a row has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(4, 4)
+        self.both = nn.Parameter(torch.randn(2, 2, HIDDEN, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        matrix = self.both.flatten(0, 1)[self.chosen(x)]
+        hidden = torch.bmm(matrix, x[..., None]).softmax(1)
+        return torch.bmm(matrix.mT, hidden).squeeze(-1)
+
+
+def test_experts_of_a_grid_choose_alike() -> None:
+    inputs = torch.randn(7, 4, dtype=torch.float64)
+    graph = fxprune.trace(InTwoDimensions().double(), inputs)
+    analysis = fxprune.analyze(graph, strict=True)
+    (group,) = analysis.groups
+    assert (group.size, group.contexts) == (HIDDEN, 1)
+    plan = checks.random_plan(analysis, lambda group: True)
+    assert fxprune.verify(graph, plan, fxprune.rewrite(graph, plan), inputs).ok
+
+
+class PartOfATable(nn.Module):
+    """Of a table's rows, only those are read, by number, that data has been looked up in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.looked_up = (nn.Parameter(torch.randn(3, 6)) for _ in range(2))
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        by_data = self.looked_up[x.argmax(1)]
+        both = torch.cat([self.plain, self.looked_up])
+        by_number = both[torch.tensor([3, 5])]
+        return self.head(by_data + by_number.sum(0)) + self.head(both).sum(0)
+
+
+def test_of_a_table_that_is_partly_free_a_frozen_part_is_read() -> None:
+    inputs = torch.randn(7, 3, dtype=torch.float64)
+    graph = fxprune.trace(PartOfATable().double(), inputs)
+    analysis = fxprune.analyze(graph, strict=True)
+    assert sorted(group.size for group in analysis.groups) == [3, 6]
+    plan = checks.random_plan(analysis, lambda group: True)
+    assert fxprune.verify(graph, plan, fxprune.rewrite(graph, plan), inputs).ok
+
+
 class BesideANorm(Experts):
     """What the experts read is normalised, so that zeros do not mask it."""
 
