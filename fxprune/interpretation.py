@@ -95,7 +95,7 @@ class Interpretation:
             return output
         if any(s == 0 and n > 1 for s, n in zip(output.stride(), output.shape, strict=True)):
             output = output.clone()
-        keep = torch.zeros(output.numel(), dtype=torch.bool, device=output.device)
+        keep = output.new_zeros(output.numel(), dtype=torch.bool)
         keep[positions.reshape(-1)] = True
         return output.masked_fill_(~keep.reshape(output.shape), 0)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune import Analysis, rewrite, slicing
+from fxprune import Analysis, rewrite, slicing, verify
 from fxprune.analysis import analysis_of
 from tests.masking import alive, random_plan, traced
 from tests.rules.samples.contractions import grouped_mm
@@ -147,6 +147,28 @@ class SortedByExpert(nn.Module):
 def test_matrices_of_experts_make_units_and_read_them() -> None:
     (group,) = analysed(SortedByExpert(), torch.randn(5, 4)).groups
     assert {m.parameter: m.role for m in group.members} == {"up": "producer", "down": "consumer"}
+
+
+class HeadsReadAlone(nn.Module):
+    """Two of the four heads are read alone, so that they stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Conv1d(3, 12, 1), nn.Conv1d(12, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.features(x).unflatten(1, (4, 3))
+        scale = heads[:, :1].amax((1, 2)) + heads[:, 1:2].amax((1, 2))
+        return self.head(heads.flatten(1, 2)) * scale[:, None]
+
+
+def test_features_of_heads_that_stay_are_inside_the_others() -> None:
+    inputs = torch.randn(2, 3, 5).double()
+    graph, analysis = traced(alive(HeadsReadAlone()), inputs)
+    heads, features = analysis.groups
+    assert (heads.size, features.size, features.outer) == (2, 3, heads.name)
+    plan = random_plan(analysis)
+    assert verify(graph, plan, rewrite(graph, plan), inputs).ok
 
 
 class WithMemory(nn.Module):
