@@ -279,12 +279,15 @@ def _probe(record: Record, fills: tuple[float | None, ...], position: int) -> fl
     """
     generator = torch.Generator().manual_seed(0)
     samples = torch.randn((_SAMPLES, len(fills)), generator=generator, dtype=torch.float64)
-    result = torch.cat([_run(record, fills, row)[position] for row in samples])
+    # At once, but for ops that take a tensor without dimensions: it may have to stay one.
+    single = any(t.dim() == 0 for t in record.call.tensors())
+    runs = samples.split(1) if single else (samples,)
+    result = torch.cat([_run(record, fills, run)[position] for run in runs])
     finite = torch.isfinite(result)
     if not finite.any() or (not finite.all() and ANY not in fills):
         return math.nan
     try:
-        zero = _run(record, fills, torch.zeros_like(samples[0]))[position]
+        zero = _run(record, fills, torch.zeros_like(samples[:1]))[position]
     except RuntimeError:  # integers have no result
         zero = result[:0]
     every = torch.cat([result, zero[torch.isfinite(zero)]])
@@ -293,22 +296,25 @@ def _probe(record: Record, fills: tuple[float | None, ...], position: int) -> fl
 
 
 def _run(record: Record, fills: tuple[float | None, ...], samples: Tensor) -> list[Tensor]:
-    """The results of a pointwise op, flat, of tensors of one entry: their fills, or samples."""
-    remaining = zip(fills, samples, strict=True)
+    """The results of a pointwise op, flat: of a row of samples each, or of the fills instead.
 
-    def entry(argument: Any) -> Any:
+    samples  [n, number of the op's tensors]; n is 1 if one of those has no dimensions
+    """
+    remaining = zip(fills, samples.unbind(1), strict=True)
+
+    def entries(argument: Any) -> Any:
         if not isinstance(argument, Tensor):
             return argument
-        fill, value = next(remaining)
+        fill, values = next(remaining)
         if fill is not None and fill != ANY:
-            value = torch.tensor(fill, dtype=torch.float64)
+            values = torch.full_like(values, fill)
         elif argument.dtype == torch.bool:
-            value = value > 0
+            values = values > 0
         elif not argument.is_floating_point():
-            value = value.sign() * (value.abs() * 4).ceil()
-        return value.to(argument.dtype).reshape((1,) if argument.dim() else ())
+            values = values.sign() * (values.abs() * 4).ceil()
+        return values.to(argument.dtype).reshape((-1,) if argument.dim() else ())
 
-    arguments = {name: entry(a) for name, a in record.call.arguments.items()}
+    arguments = {name: entries(a) for name, a in record.call.arguments.items()}
     args, kwargs = schema_of(record.call.func).unbind(arguments)
     kwargs |= {"device": "cpu"} if "device" in kwargs else {}
     results = tensors_in(record.call.func(*args, **kwargs))

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fxprune import meta_kernels
@@ -122,6 +121,7 @@ class _ShapeRunner(GraphRunner):
         super().__init__(module, graph)
         self.shapes: dict[fx.Node, Shapes] = {}
         self._shadow = Shadow()
+        self._on_meta = MetaFactories()  # type: ignore[no-untyped-call]
 
     def run_node(self, node: fx.Node) -> Any:
         value = super().run_node(node)
@@ -137,19 +137,19 @@ class _ShapeRunner(GraphRunner):
         module = module_at(self.module, target)
         result = shapes.of_module(type(module), module, args, kwargs)
         if result is None:
-            with _on_meta():
+            with self._on_meta:
                 return self._shadow.module(module)(*args, **kwargs)
         if isinstance(module, nn.RNNBase):
-            with _on_meta():
+            with self._on_meta:
                 _run_one_step(self._shadow.module(module), *args, **kwargs)
         return result
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        with _on_meta():
+        with self._on_meta:
             return super().call_function(target, args, kwargs)
 
     def call_method(self, target: str, args: Any, kwargs: Any) -> Any:
-        with _on_meta():
+        with self._on_meta:
             return super().call_method(target, args, kwargs)
 
 
@@ -250,10 +250,6 @@ def _creates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 @cache
 def _takes_device(func: Any) -> bool:
     return any(argument.name == "device" for argument in func._schema.arguments)
-
-
-def _on_meta() -> TorchDispatchMode:
-    return MetaFactories()  # type: ignore[no-untyped-call]
 
 
 class MetaFactories(meta_kernels.PlainDispatchMode):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, TypeAlias
 
 import torch
@@ -109,7 +109,7 @@ class Slicer:
             masks = [
                 m.spread(self._mask(group), group, True, m.dim + 1) for group, m in memberships
             ]
-            mask = torch.stack([mask.reshape(-1) for mask in masks]).all(0)
+            mask = reduce(torch.logical_and, (mask.reshape(-1) for mask in masks))
             index = None if bool(mask.all()) else mask.nonzero()[:, 0]
             self._indices[key] = memberships, index  # they keep their maps, and so the ids, alive
         return self._indices[key][1]
