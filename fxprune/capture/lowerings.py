@@ -217,8 +217,14 @@ def _unflatten(module: nn.Unflatten, x: Tensor) -> Tensor:
     return torch.unflatten(x, module.dim, tuple(module.unflattened_size))
 
 
+def _identity(module: nn.Identity, input: Any) -> Any:
+    """Nothing: what comes in goes on."""
+    return input
+
+
 #: module class -> torch code that runs in the place of its forward
 LOWERINGS: dict[type, Callable[..., Any]] = {
+    nn.Identity: _identity,
     nn.MultiheadAttention: _multihead,
     nn.ChannelShuffle: _channel_shuffle,
     nn.Unflatten: _unflatten,

@@ -87,6 +87,27 @@ def test_bounds_that_depend_on_the_input_are_refused_with_their_line() -> None:
         trace(BoundsByInput(), torch.randn(2, 5))
 
 
+class WithIdentities(nn.Module):
+    """What comes in goes on, and may be written to; a hook makes it something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.plain, self.hooked = nn.Linear(4, 6), nn.Identity(), nn.Identity(3)
+        self.hooked.register_forward_hook(lambda module, args, output: output * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.linear(x)
+        self.plain(hidden).add_(1)
+        return self.hooked(hidden) + self.plain(x).sum()
+
+
+def test_identities_leave_no_node() -> None:
+    model, inputs = WithIdentities(), torch.randn(2, 4)
+    graph = fxprune.trace(model, inputs)
+    assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["linear"]
+    assert torch.equal(graph(inputs), model(inputs))
+
+
 class ForCompilers(nn.Module):
     """Takes a path that no graph holds when it is compiled, as Mamba's associative scan."""
 
