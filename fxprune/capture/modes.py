@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
+import torch.nn.functional as F
 from torch import nn
 
 from fxprune.capture.compare import Mismatch, check_structure, merge, merge_shapes
@@ -18,6 +19,19 @@ from fxprune.capture.sizes import SizeFloat, SizeInt
 from fxprune.modules import ByMode
 
 _NUMBERS = (bool, int, float)
+_TOLD_TO_DROP: Mapping[Any, tuple[frozenset[int], frozenset[str]]] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            (
+                F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout,
+                F.feature_alpha_dropout,
+            ),
+            (frozenset({1, 2}), frozenset({"p", "training"})),
+        ),
+        F.scaled_dot_product_attention: (frozenset({4}), frozenset({"dropout_p"})),
+    }
+)  # fmt: skip
+"""Function → the positions and the names of the arguments by which a mode turns dropout on."""
 
 
 def depends_on_mode(modules: Mapping[str, nn.Module], reached: Mapping[str, Any]) -> bool:
@@ -87,28 +101,21 @@ def literals_by_mode(capture: Capture, train: Capture) -> Capture:
     return replace(capture, records=records)
 
 
-def turned_off(capture: Capture, train: Capture) -> Capture:
-    """The capture in train mode without what only that mode turns on.
-
-    That is flags, and numbers that are zero in eval mode, like the probability of a dropout: no
-    size has made them.
-    """
+def without_dropout(capture: Capture, train: Capture) -> Capture:
+    """The capture in train mode with what the one in eval mode tells its dropouts."""
     pairs = zip(capture.records, train.records, strict=True)
-    return replace(train, records=[_turned_off(mine, theirs) for mine, theirs in pairs])
+    return replace(train, records=[_without_dropout(mine, theirs) for mine, theirs in pairs])
 
 
-def _turned_off(mine: Record, theirs: Record) -> Record:
-    pairs = itertools.zip_longest(mine.args, theirs.args)
-    args = tuple(m if _is_turned_on(m, t) else t for m, t in pairs)
-    named = theirs.kwargs.items()
-    kwargs = {n: mine.kwargs[n] if _is_turned_on(mine.kwargs.get(n), t) else t for n, t in named}
+def _without_dropout(mine: Record, theirs: Record) -> Record:
+    known = _TOLD_TO_DROP.get(theirs.target)
+    if known is None or len(mine.args) != len(theirs.args):
+        return theirs
+    positions, names = known
+    pairs = enumerate(zip(mine.args, theirs.args, strict=True))
+    args = tuple(m if place in positions else t for place, (m, t) in pairs)
+    kwargs = {n: mine.kwargs.get(n, t) if n in names else t for n, t in theirs.kwargs.items()}
     return Record(theirs.op, theirs.target, args, kwargs, theirs.source, theirs.line)
-
-
-def _is_turned_on(mine: Any, theirs: Any) -> bool:
-    if type(mine) is not type(theirs):
-        return False
-    return type(mine) is bool or (type(mine) is float and mine == 0)
 
 
 def _by_source(capture: Capture, skipped: frozenset[str]) -> dict[str, list[int]]:

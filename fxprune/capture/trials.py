@@ -8,7 +8,7 @@ from typing import Any
 
 from fxprune.capture.compare import Known, Mismatch, input_size, merge_captures
 from fxprune.capture.inputs import Leaf, Sizes
-from fxprune.capture.modes import literals_by_mode, merge_modes, turned_off
+from fxprune.capture.modes import literals_by_mode, merge_modes, without_dropout
 from fxprune.capture.records import Capture
 from fxprune.capture.symbols import Symbol
 
@@ -93,8 +93,8 @@ class Trials:
     ) -> Capture | None:
         """The merged capture if a trial in train mode shows as much as one in eval mode would.
 
-        It does where nothing differs but what only train mode turns on, such as dropout. Where
-        forward asks for no size, sizes can have made none of the numbers, and all may differ.
+        It does where nothing differs but dropout. Where forward asks for no size, sizes can have
+        made none of the numbers, and all may differ.
         """
         sizes = _sizes(chosen, trial)
         if self.train is None or frozenset(sizes.items()) in self._runs:
@@ -104,7 +104,7 @@ class Trials:
             if len(capture.log) != len(self.base.log) or capture.measures != self.base.measures:
                 raise Mismatch("train mode asks for other sizes")
             if self.base.measures:
-                alike = turned_off(self.base, capture)
+                alike = without_dropout(self.base, capture)
                 merged = literals_by_mode(self._merged(chosen, trial, alike, others), capture)
             else:
                 self.trained = capture

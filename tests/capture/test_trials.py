@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.capture.inputs import bind
+from fxprune.capture.symbols import symbols
 
 Body = Callable[["Counted", Tensor], Tensor]
 Run = tuple[bool, bool]  # whether in train mode, whether at the example's sizes
@@ -94,6 +96,22 @@ def test_a_run_shows_all_that_it_can(body: Body, runs: list[Run]) -> None:
         expected = model(other)
         torch.manual_seed(0)
         torch.testing.assert_close(traced(other), expected)
+
+
+def odd_one_out(model: Counted, x: Tensor) -> Tensor:
+    five = int(str(x.shape[0])) == 5  # a number that does not remember that it is a size
+    return model.drop(x).sum((2, 3), keepdim=five).flatten(1) / x.shape[2]
+
+
+def test_a_flag_that_one_size_has_is_not_that_of_a_mode() -> None:
+    model = Counted(odd_one_out).double().eval()
+    (batch,) = (s for s in symbols(bind(model, X).leaves) if ("x", 0) in s.places)
+    assert batch.trials[0] == 5
+    Counted.runs.clear()
+    traced = fxprune.trace(model, X)
+    assert Counted.runs[:4] == [BASE, TRIAL, TRAIN_TRIAL, TRIAL]
+    with pytest.raises(fxprune.TraceError, match="dimension 0 of 'x'"):
+        traced(torch.randn(5, 3, 10, 12, dtype=torch.float64))
 
 
 def test_a_size_that_only_train_mode_asks_for_is_noted() -> None:
