@@ -153,6 +153,17 @@ class ToThePower(nn.Module):
         return x.abs() ** self.exponent
 
 
+class Inactive(nn.Module):
+    """How many channels are zero: one that is removed is, or is not, by the token's offset."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("offset", torch.linspace(-1, 1, 8)[:, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (torch.relu(x + self.offset) == 0).to(x.dtype).sum(-1, keepdim=True)
+
+
 class Offset(nn.Module):
     """A sum with a constant before something else."""
 
@@ -248,6 +259,7 @@ FLAGGED: dict[str, Callable[[], nn.Module]] = {
     ),
     "ones written to it before a sum": lambda: Sandwich(Written(), 1),
     "an exponent that may be negative": lambda: Sandwich(ToThePower()),
+    "a count of zeros": lambda: Sandwich(Inactive(), 1),
     "zero over zero": lambda: Images(FreeOfScale()),
     "zero over zero before a pooling": lambda: Images(
         nn.Sequential(FreeOfScale(), nn.AvgPool2d(2))

@@ -43,6 +43,8 @@ EQUIVALENT: Mapping[str, str] = MappingProxyType(
         "what is not remembered is found again.",
         "maskable.py:_FillPass.fresh:return-input:1": "True is 1.0 and False is 0.0 wherever a "
         "fill is compared, put into a tensor, or looked up.",
+        "maskable.py:_probe:compare:1": "Changes only how much time is taken: what carries units "
+        "has a dimension, so that samples are then always taken one by one.",
         "maskable.py:_probe:off-by-one:1": "Any seed gives samples of both signs, no two alike.",
         "maskable.py:_FillPass.statistic:drop-condition:10": "The other statistics call their "
         "tensor `self`, and none of them has a weight: nothing follows for them.",
