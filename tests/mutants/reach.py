@@ -29,7 +29,8 @@ SUITE: tuple[str, ...] = (
     *(f"tests/{name}" for name in "factorization compensation".split()),
     *(
         f"tests/test_{n}.py"
-        for n in "coverage dynamic_sizes errors explain growing grouping meta_kernels".split()
+        for n in """coverage dynamic_sizes errors explain growing grouping meta_kernels
+        module_ops""".split()
     ),
 )
 _STORE = "reach.json"
