@@ -97,7 +97,7 @@ class Shadow:
 
     def known(self, value: Any) -> Any:
         """The twin of a tensor that has one already; anything else as it is."""
-        return self._memo.get(id(value), value)
+        return self._memo.get(id(value), value) if isinstance(value, Tensor) else value
 
     def module(self, module: nn.Module) -> nn.Module:
         """The copy of a module in eval mode, with the twins of its tensors: one for each."""

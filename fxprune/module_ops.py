@@ -31,12 +31,16 @@ def single_op(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     row = SINGLE_OPS.get(type(module))
     if row is None or kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
         return None
+    if module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module):
+        return None
     return row(module, args[0])
 
 
 def _convolution(module: _ConvNd, x: Tensor) -> OpCall | None:
     padding = module.padding
-    if isinstance(padding, str) or module.padding_mode != "zeros" or x.dim() != module.weight.dim():
+    if isinstance(padding, str) or module.padding_mode != "zeros":
+        return None
+    if x.dim() != module.weight.dim() or x.is_complex():
         return None
     numbers = [*module.stride], [*padding], [*module.dilation]
     none = [0] * len(padding)
@@ -61,9 +65,10 @@ def _layer_norm(module: nn.LayerNorm, x: Tensor) -> OpCall:
     return aten.native_layer_norm.default, args, {}
 
 
-def _pointwise(op: Any, in_place: Any, *options: float) -> Row:
+def _pointwise(op: Any, in_place: Any, *options: str) -> Row:
     def row(module: Any, x: Tensor) -> OpCall:
-        return in_place if module.inplace else op, (x, *options), {}
+        args = (x, *(getattr(module, name) for name in options))
+        return in_place if module.inplace else op, args, {}
 
     return row
 
@@ -82,7 +87,7 @@ SINGLE_OPS: Mapping[type[nn.Module], Row] = MappingProxyType(
         nn.BatchNorm3d: _batch_norm(5),
         nn.LayerNorm: _layer_norm,
         nn.ReLU: _pointwise(aten.relu.default, aten.relu_.default),
-        nn.ReLU6: _pointwise(aten.hardtanh.default, aten.hardtanh_.default, 0.0, 6.0),
+        nn.ReLU6: _pointwise(aten.hardtanh.default, aten.hardtanh_.default, "min_val", "max_val"),
         nn.SiLU: _pointwise(aten.silu.default, aten.silu_.default),
         nn.Hardswish: _pointwise(aten.hardswish.default, aten.hardswish_.default),
         nn.Hardsigmoid: _pointwise(aten.hardsigmoid.default, aten.hardsigmoid_.default),

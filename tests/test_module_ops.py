@@ -34,6 +34,10 @@ KNOWN: list[tuple[nn.Module, tuple[int, ...]]] = [
     *((kind(True), IMAGE) for kind in (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Hardsigmoid)),
 ]
 
+bounded = nn.ReLU6()
+bounded.min_val, bounded.max_val = 0.5, 2.0
+KNOWN.append((bounded, IMAGE))
+
 UNKNOWN: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Conv2d(4, 6, 3, padding="same"), IMAGE),
     (nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), IMAGE),
@@ -90,6 +94,23 @@ def test_every_row_has_a_layer_here() -> None:
 @pytest.mark.parametrize(("module", "shape"), UNKNOWN, ids=map(name, UNKNOWN))
 def test_others_have_none(module: nn.Module, shape: tuple[int, ...]) -> None:
     assert single_op(module.eval(), (torch.empty(shape),), {}) is None
+
+
+def test_complex_convolutions_run_several() -> None:
+    x = torch.empty(IMAGE, dtype=torch.complex64)
+    assert single_op(nn.Conv2d(4, 6, 3, dtype=torch.complex64), (x,), {}) is None
+
+
+@pytest.mark.parametrize("change", ["forward", "hook", "pre-hook"])
+def test_layers_that_were_changed_have_none(change: str) -> None:
+    x, relu = torch.empty(2), nn.ReLU()
+    if change == "forward":
+        relu.forward = torch.sigmoid  # type: ignore[method-assign]
+    elif change == "hook":
+        relu.register_forward_hook(lambda module, args, output: output * 2)
+    else:
+        relu.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    assert single_op(relu, (x,), {}) is None
 
 
 def test_other_arguments_have_none() -> None:

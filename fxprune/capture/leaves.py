@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -57,8 +58,15 @@ def _class_base(cls: Any) -> type | None:
     return base if forward is not nn.Module.forward and not abstract else None
 
 
+def lowering_of(module: nn.Module) -> Callable[..., Any] | None:
+    """What runs in the place of a module's forward, unless the instance has one of its own."""
+    return None if "forward" in module.__dict__ else LOWERINGS.get(type(module))
+
+
 def leaf_base(module: nn.Module) -> type | None:
     """The class as which `module` is a leaf of the graph; None: its forward is traced through."""
+    if "forward" in module.__dict__:
+        return None
     cls: Any = type(module)
     base = _class_base(cls)
     if base is None or base.__module__ == own.__name__:

@@ -15,7 +15,7 @@ from fxprune.capture.compare import Mismatch, check_structure, merge, merge_shap
 from fxprune.capture.leaves import leaf_base, reads_training
 from fxprune.capture.metacopy import COUNTER
 from fxprune.capture.records import Attr, Capture, Expr, Mode, Precision, Record, Ref
-from fxprune.capture.sizes import SizeFloat, SizeInt
+from fxprune.capture.sizes import SizeFloat, SizeInt, plain
 from fxprune.modules import ByMode
 
 _NUMBERS = (bool, int, float)
@@ -87,22 +87,20 @@ def merge_modes(capture: Capture, train: Capture) -> Capture:
     both = capture, train
     check_structure(both)
     merge((capture.output, train.output), {})
-    return replace(literals_by_mode(capture, train), shapes=merge_shapes(both))
-
-
-def literals_by_mode(capture: Capture, train: Capture) -> Capture:
-    """A capture with a `Mode` for each number in which the same record in train mode differs."""
     same = {index: index for index in range(len(capture.records))}
     try:
         pairs = zip(capture.records, train.records, strict=True)
         records = [_merge(mine, theirs, same) for mine, theirs in pairs]
     except _Differs as error:
         raise Mismatch(str(error)) from None
-    return replace(capture, records=records)
+    return replace(capture, records=records, shapes=merge_shapes(both))
 
 
 def without_dropout(capture: Capture, train: Capture) -> Capture:
-    """The capture in train mode with what the one in eval mode tells its dropouts."""
+    """The capture in train mode with what the one in eval mode tells its dropouts.
+
+    Where that is the same, its own records.
+    """
     pairs = zip(capture.records, train.records, strict=True)
     return replace(train, records=[_without_dropout(mine, theirs) for mine, theirs in pairs])
 
@@ -112,10 +110,15 @@ def _without_dropout(mine: Record, theirs: Record) -> Record:
     if known is None or len(mine.args) != len(theirs.args):
         return theirs
     positions, names = known
-    pairs = enumerate(zip(mine.args, theirs.args, strict=True))
-    args = tuple(m if place in positions else t for place, (m, t) in pairs)
-    kwargs = {n: mine.kwargs.get(n, t) if n in names else t for n, t in theirs.kwargs.items()}
-    return Record(theirs.op, theirs.target, args, kwargs, theirs.source, theirs.line)
+    args, kwargs = list(theirs.args), dict(theirs.kwargs)
+    for place in positions & set(range(len(args))):
+        args[place] = mine.args[place]
+    for name in names & kwargs.keys() & mine.kwargs.keys():
+        kwargs[name] = mine.kwargs[name]
+    told = zip((*args, *kwargs.values()), (*theirs.args, *theirs.kwargs.values()), strict=True)
+    if all(ours is other or plain(ours) == plain(other) for ours, other in told):
+        return theirs
+    return Record(theirs.op, theirs.target, tuple(args), kwargs, theirs.source, theirs.line)
 
 
 def _by_source(capture: Capture, skipped: frozenset[str]) -> dict[str, list[int]]:

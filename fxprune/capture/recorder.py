@@ -16,7 +16,7 @@ from fxprune.capture import gradients, leaves, shapes, special
 from fxprune.capture.compare import Check
 from fxprune.capture.constants import Replay, numbers
 from fxprune.capture.lines import user_line
-from fxprune.capture.lowerings import FUNCTIONS, LOWERINGS
+from fxprune.capture.lowerings import FUNCTIONS
 from fxprune.capture.records import Attr, Capture, Record, Ref
 from fxprune.capture.sizes import Log, SizeFloat, SizeInt, of_capture, plain, size_of, sized
 from fxprune.capture.targets import (
@@ -289,7 +289,7 @@ class Recorder(TorchFunctionMode):
             self.reached.setdefault(path, type(module))
         self.stack.append(self.stack[-1] if path is None else path)
         try:
-            lowering = LOWERINGS.get(type(module))
+            lowering = leaves.lowering_of(module)
             if lowering is not None:
                 return self.hooked(original, module, lowering, args, kw)
             base = leaves.leaf_base(module) if path != "" else None  # the root cannot be a leaf

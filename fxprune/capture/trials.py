@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fxprune.capture.compare import Known, Mismatch, input_size, merge_captures
 from fxprune.capture.inputs import Leaf, Sizes
-from fxprune.capture.modes import literals_by_mode, merge_modes, without_dropout
+from fxprune.capture.modes import merge_modes, without_dropout
 from fxprune.capture.records import Capture
 from fxprune.capture.symbols import Symbol
 
@@ -93,8 +94,9 @@ class Trials:
     ) -> Capture | None:
         """The merged capture if a trial in train mode shows as much as one in eval mode would.
 
-        It does where nothing differs but dropout. Where forward asks for no size, sizes can have
-        made none of the numbers, and all may differ.
+        It does where nothing differs but dropout, of whose rates a run at the example's sizes is to
+        tell. Where forward asks for no size, sizes can have made none of the numbers, and all may
+        differ.
         """
         sizes = _sizes(chosen, trial)
         if self.train is None or frozenset(sizes.items()) in self._runs:
@@ -105,14 +107,16 @@ class Trials:
                 raise Mismatch("train mode asks for other sizes")
             if self.base.measures:
                 alike = without_dropout(self.base, capture)
-                merged = literals_by_mode(self._merged(chosen, trial, alike, others), capture)
+                merged = self._merged(chosen, trial, alike, others)
+                same = all(map(operator.is_, alike.records, capture.records))
             else:
                 self.trained = capture
-                merged = merge_modes(self.base, capture)
+                merged, same = merge_modes(self.base, capture), True
         except Exception:  # whatever a model raises in train mode: the trial in eval mode tells
             self.train = None
             return None
-        self.in_both_modes.add(chosen)
+        if same:
+            self.in_both_modes.add(chosen)
         return merged
 
     def _merged(

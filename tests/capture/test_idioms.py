@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import types
 from typing import Any
 
 import numpy as np
@@ -106,6 +108,19 @@ def test_identities_leave_no_node() -> None:
     graph = fxprune.trace(model, inputs)
     assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["linear"]
     assert torch.equal(graph(inputs), model(inputs))
+
+
+@pytest.mark.parametrize("bound", [False, True])
+@pytest.mark.parametrize("kind", [nn.Identity, nn.ReLU, nn.Unflatten])
+def test_a_forward_of_an_instances_own_is_traced_through(kind: type, bound: bool) -> None:
+    def doubled(self: nn.Module, x: Tensor) -> Tensor:
+        return x.softmax(1) * 2
+
+    layer = kind(1, (2, 3)) if kind is nn.Unflatten else kind()
+    own = types.MethodType(doubled, layer) if bound else functools.partial(doubled, layer)
+    layer.forward = own
+    graph = check(nn.Sequential(nn.Linear(5, 6), layer), 5)
+    assert "1" not in [node.target for node in graph.graph.nodes]
 
 
 class ForCompilers(nn.Module):

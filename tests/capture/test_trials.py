@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -76,7 +77,7 @@ BASE, TRIAL, TRAIN, TRAIN_TRIAL = (False, True), (False, False), (True, True), (
         (mean, [BASE, TRAIN_TRIAL]),
         (asks, [BASE, TRIAL, TRAIN_TRIAL]),
         (other_literal, [BASE, TRAIN_TRIAL]),
-        (drops, [BASE, TRIAL, TRAIN_TRIAL]),
+        (drops, [BASE, TRIAL, TRAIN_TRIAL, TRAIN]),
         # A size may have made a number that eval mode has, too.
         (asks_and_scales, [BASE, TRIAL, TRAIN_TRIAL, TRIAL, TRAIN]),
     ],
@@ -96,6 +97,22 @@ def test_a_run_shows_all_that_it_can(body: Body, runs: list[Run]) -> None:
         expected = model(other)
         torch.manual_seed(0)
         torch.testing.assert_close(traced(other), expected)
+
+
+def drops_more_of_more(model: Counted, x: Tensor) -> Tensor:
+    rate = 0.1 * math.log(x.shape[2]) if model.training else 0.0  # does not remember the size
+    return F.dropout(x, rate, model.training).sum((2, 3)) / x.shape[3]
+
+
+def test_the_rate_of_dropout_is_that_at_the_examples_sizes() -> None:
+    model = Counted(drops_more_of_more).double()
+    traced = fxprune.trace(model.eval(), X)
+    model.train()
+    traced.train()
+    torch.manual_seed(0)
+    expected = model(X)
+    torch.manual_seed(0)
+    torch.testing.assert_close(traced(X), expected)
 
 
 def odd_one_out(model: Counted, x: Tensor) -> Tensor:
