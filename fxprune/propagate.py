@@ -218,7 +218,7 @@ class _RuleMode(PlainDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        return self.run(func, args, kwargs or {})
+        return self.run(func, args, kwargs)
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an op on meta and apply its rule; to be called where the mode is off."""
