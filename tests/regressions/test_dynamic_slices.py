@@ -113,3 +113,24 @@ def test_positions_are_rolled_by_a_size_that_follows_the_inputs() -> None:
     # `rewrite` failed: it took the size for a sequence of them.
     pruned = pruned_at_lengths(_rolled_along_the_length)
     assert pruned.first.out_features < 8
+
+
+class LikeAnother(nn.Module):
+    """A weight in the shape of another, which no input has a part in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.like = (nn.Parameter(torch.randn(6, 5)) for _ in range(2))
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(nn.functional.linear(x, self.weight.view(self.like.size())))
+
+
+def test_the_shape_of_a_weight_follows_no_input() -> None:
+    # It is a node in the graphs of other tracers.
+    inputs = torch.randn(2, 5, dtype=torch.float64)
+    graph, analysis = as_written(alive(LikeAnother()), inputs)
+    plan = random_plan(analysis, groups=lambda group: group.name == "weight:0")
+    assert list(plan.kept_units) == ["weight:0"]
+    assert fxprune.verify(graph, plan, fxprune.rewrite(graph, plan), inputs).ok
