@@ -134,7 +134,7 @@ def find_rule(func: Any, own: Mapping[str, Rule] = MappingProxyType({})) -> Rule
     namespace, name = full.split("::")
     if namespace not in ("aten", "prims"):
         return own.get(full) or RULES.get(full)
-    rule = RULES.get(name) or RULES.get(name.removesuffix("_"))
+    rule = RULES.get(name.removesuffix("_"))
     if rule is None and torch.Tag.pointwise in func.tags:
         rule = pointwise
     return rule
