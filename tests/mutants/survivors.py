@@ -54,6 +54,8 @@ EQUIVALENT: Mapping[str, str] = MappingProxyType(
         "plans/text.py:longest:off-by-one:4": "Changes only how long a text is read at most, "
         "which is more than any plan needs.",
         "plans/text.py:longest:off-by-one:5": "The same.",
+        "propagate.py:_RuleMode._barrier:wrong-kind:1": "All that it reads and makes is frozen, "
+        "and it mixes nothing: masks, contexts, reads and roles do not ask for the kind then.",
         "propagate.py:_Runner.get_attr:swap-arguments:2": "What reads an attribute has neither "
         "arguments nor keywords.",
         "propagate.py:_writes:drop-condition:3": "What an op writes to is one of its tensors.",

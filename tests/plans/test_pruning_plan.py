@@ -206,6 +206,8 @@ def test_equality_hash_and_copies() -> None:
     assert copy.deepcopy(plan) == plan
     tied = dataclasses.replace(plan, aliases={"a.tied": "a.in"})  # as the graph has it
     assert (tied, hash(tied)) == (plan, hash(plan))
+    bare = dataclasses.replace(plan, shapes={})  # the graph's, too
+    assert (bare, hash(bare)) == (plan, hash(plan))
     turned = dataclasses.replace(plan, groups=plan.groups[::-1])
     assert (turned, hash(turned)) == (plan, hash(plan))
     assert pickle.loads(pickle.dumps(plan)).masks().keys() == plan.masks().keys()
