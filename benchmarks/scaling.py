@@ -11,13 +11,11 @@ ratio is then an upper bound.
 
 from __future__ import annotations
 
-import copy
 import gc
 import json
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks import zoo_peer
-from benchmarks.speed import prune
+from benchmarks.speed import cpu_seconds, prune
 from benchmarks.zoo import sweep_one
 from benchmarks.zoo_entry import Entry
 
@@ -90,13 +88,6 @@ def densenet201() -> Entry:
     return Entry("torchvision/densenet201", densenet201, images)
 
 
-def _seconds(function: Callable[[nn.Module, Any], object], model: nn.Module, example: Any) -> float:
-    fresh = copy.deepcopy(model)
-    start = time.process_time()
-    function(fresh, example)
-    return time.process_time() - start
-
-
 def _prepared(entry: Entry) -> tuple[nn.Module, dict[str, Any]]:
     """The network and its inputs, after both tools have pruned something small."""
     torch.manual_seed(0)
@@ -114,7 +105,7 @@ def alone(entry: Entry) -> Iterator[Found]:
     """Seconds of every repetition with fxprune."""
     model, example = _prepared(entry)
     for count in range(REPEATS):
-        seconds = _seconds(prune, model, example)
+        seconds = cpu_seconds(prune, model, example)
         yield {f"ours_{count}": seconds}
 
 
@@ -122,8 +113,8 @@ def beside(entry: Entry) -> Iterator[Found]:
     """Seconds of both tools, alternating."""
     model, example = _prepared(entry)
     for count in range(REPEATS):
-        yield {f"ours_{count}": _seconds(prune, model, example)}
-        yield {f"theirs_{count}": _seconds(zoo_peer.prune, model, example)}
+        yield {f"ours_{count}": cpu_seconds(prune, model, example)}
+        yield {f"theirs_{count}": cpu_seconds(zoo_peer.prune, model, example)}
 
 
 def times(found: Found, tool: str) -> list[float]:

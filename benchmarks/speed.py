@@ -74,7 +74,7 @@ def _example(value: Any) -> Any:
     return value.float()
 
 
-def _seconds(
+def cpu_seconds(
     function: Callable[[nn.Module, Any], object], model: nn.Module, example: Any, times: int = 1
 ) -> float:
     """CPU time of a prune, the mean of so many in a row."""
@@ -92,15 +92,18 @@ def measure(entry: Entry) -> Iterator[Found]:
     example = {name: _example(value) for name, value in entry.inputs(model, 1).items()}
     gc.collect()
     gc.freeze()  # else every collection walks through the libraries that were imported
-    ours = _seconds(prune, model, example)
+    ours = cpu_seconds(prune, model, example)
     yield {"ours_first": ours}
-    theirs = _seconds(zoo_peer.prune, model, example)
+    theirs = cpu_seconds(zoo_peer.prune, model, example)
     yield {"theirs_first": theirs}
     if theirs > PEER_LIMIT:
         raise TimeoutError(f"Torch-Pruning took {theirs:.0f} s")
     times = max(1, math.ceil(ENOUGH / min(ours, theirs)))
     pairs = [
-        (_seconds(prune, model, example, times), _seconds(zoo_peer.prune, model, example, times))
+        (
+            cpu_seconds(prune, model, example, times),
+            cpu_seconds(zoo_peer.prune, model, example, times),
+        )
         for _ in range(PAIRS)
     ]
     yield {"ours": [ours for ours, _ in pairs], "theirs": [theirs for _, theirs in pairs]}

@@ -27,7 +27,7 @@ def shapes_on_meta(
 
     `inputs` are the placeholders' values; without it those of the example.
     """
-    runner = _ShapeRunner(module, module.graph)
+    runner = _ShapeRunner(module)
     with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]):
         runner.run(example_values(module, inputs))
     return runner.shapes
@@ -39,8 +39,8 @@ class GraphRunner:
     An fx.Interpreter does more for each node (progress, logs, tracebacks) than a meta kernel costs.
     """
 
-    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
-        self.module, self.graph = module, graph
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module, self.graph = module, module.graph
         self.env: dict[fx.Node, Any] = {}
         self._values: Iterator[Any] = iter(())
 
@@ -117,8 +117,8 @@ class _ShapeRunner(GraphRunner):
     formula would make its result several times slower within.
     """
 
-    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
-        super().__init__(module, graph)
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
         self.shapes: dict[fx.Node, Shapes] = {}
         self._shadow = Shadow()
         self._on_meta = MetaFactories()  # type: ignore[no-untyped-call]

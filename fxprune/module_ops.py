@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from fxprune.walks import has_hooks, has_own_forward
+
 OpCall: TypeAlias = tuple[Any, tuple[Any, ...], dict[str, Any]]
 """An operator's overload, and what it is called with, by position and by keyword."""
 
@@ -31,7 +33,7 @@ def single_op(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     row = SINGLE_OPS.get(type(module))
     if row is None or kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
         return None
-    if module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module):
+    if has_hooks(module) or has_own_forward(module):
         return None
     return row(module, args[0])
 

@@ -305,7 +305,7 @@ class _Runner(GraphRunner):
     def __init__(
         self, traced: fx.GraphModule, shadow: Shadow, mode: _RuleMode, state: frozenset[str]
     ) -> None:
-        super().__init__(traced, traced.graph)
+        super().__init__(traced)
         self.shadow, self.mode, self.state = shadow, mode, state
         self.layouts: dict[fx.Node, Any] = {}
 

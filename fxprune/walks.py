@@ -28,6 +28,16 @@ def named_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(path, module) for module, path in found.items()]
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module runs hooks before or behind its forward."""
+    return bool(module._forward_pre_hooks or module._forward_hooks)
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether the instance has another forward than its class."""
+    return "forward" in module.__dict__
+
+
 def module_at(root: nn.Module, path: str) -> nn.Module:
     """The module of this path: `root.get_submodule(path)` without its checks. Raises KeyError."""
     module: Any = root

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from fxprune import modules as own
 from fxprune.capture.lowerings import LOWERINGS
 from fxprune.capture.metacopy import COMPILED
+from fxprune.walks import has_own_forward
 
 _CONTAINERS = frozenset({"container", "transformer", "module", "lazy"})
 # What a subclass may define without changing what its inherited forward computes.
@@ -60,12 +61,12 @@ def _class_base(cls: Any) -> type | None:
 
 def lowering_of(module: nn.Module) -> Callable[..., Any] | None:
     """What runs in the place of a module's forward, unless the instance has one of its own."""
-    return None if "forward" in module.__dict__ else LOWERINGS.get(type(module))
+    return None if has_own_forward(module) else LOWERINGS.get(type(module))
 
 
 def leaf_base(module: nn.Module) -> type | None:
     """The class as which `module` is a leaf of the graph; None: its forward is traced through."""
-    if "forward" in module.__dict__:
+    if has_own_forward(module):
         return None
     cls: Any = type(module)
     base = _class_base(cls)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import TraceError
-from fxprune.walks import buffers_in, named_modules, parameters_in
+from fxprune.walks import buffers_in, has_hooks, named_modules, parameters_in
 
 
 def meta_like(tensor: Tensor) -> Tensor:
@@ -189,8 +189,7 @@ def _customises_copies(cls: Any) -> bool:
 
 def _is_plain_layer(module: nn.Module) -> bool:
     torchs = type(module).__module__.startswith("torch.nn.modules.")
-    hooked = module._forward_pre_hooks or module._forward_hooks
-    return torchs and not hooked and not module._modules
+    return torchs and not has_hooks(module) and not module._modules
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,16 @@ from fxprune.capture.sizes import SizeFloat, SizeInt, plain
 from fxprune.modules import ByMode
 
 _NUMBERS = (bool, int, float)
-_TOLD_TO_DROP: Mapping[Any, tuple[frozenset[int], frozenset[str]]] = MappingProxyType(
+_TOLD_TO_DROP: Mapping[Any, frozenset[int | str]] = MappingProxyType(
     {
         **dict.fromkeys(
             (
                 F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout,
                 F.feature_alpha_dropout,
             ),
-            (frozenset({1, 2}), frozenset({"p", "training"})),
+            frozenset({1, 2, "p", "training"}),
         ),
-        F.scaled_dot_product_attention: (frozenset({4}), frozenset({"dropout_p"})),
+        F.scaled_dot_product_attention: frozenset({4, "dropout_p"}),
     }
 )  # fmt: skip
 """Function → the positions and the names of the arguments by which a mode turns dropout on."""
@@ -106,19 +106,14 @@ def without_dropout(capture: Capture, train: Capture) -> Capture:
 
 
 def _without_dropout(mine: Record, theirs: Record) -> Record:
-    known = _TOLD_TO_DROP.get(theirs.target)
-    if known is None or len(mine.args) != len(theirs.args):
+    ours, given = (dict(enumerate(r.args)) | r.kwargs for r in (mine, theirs))
+    told = _TOLD_TO_DROP.get(theirs.target, frozenset()) & ours.keys() & given.keys()
+    if all(plain(ours[place]) == plain(given[place]) for place in told):
         return theirs
-    positions, names = known
-    args, kwargs = list(theirs.args), dict(theirs.kwargs)
-    for place in positions & set(range(len(args))):
-        args[place] = mine.args[place]
-    for name in names & kwargs.keys() & mine.kwargs.keys():
-        kwargs[name] = mine.kwargs[name]
-    told = zip((*args, *kwargs.values()), (*theirs.args, *theirs.kwargs.values()), strict=True)
-    if all(ours is other or plain(ours) == plain(other) for ours, other in told):
-        return theirs
-    return Record(theirs.op, theirs.target, tuple(args), kwargs, theirs.source, theirs.line)
+    given |= {place: ours[place] for place in told}
+    args = tuple(given[place] for place in range(len(theirs.args)))
+    kwargs = {name: given[name] for name in theirs.kwargs}
+    return Record(theirs.op, theirs.target, args, kwargs, theirs.source, theirs.line)
 
 
 def _by_source(capture: Capture, skipped: frozenset[str]) -> dict[str, list[int]]:

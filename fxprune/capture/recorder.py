@@ -31,6 +31,7 @@ from fxprune.capture.targets import (
 )
 from fxprune.errors import TraceError
 from fxprune.meta_kernels import MetaKernels
+from fxprune.walks import has_hooks
 
 
 class Recorder(TorchFunctionMode):
@@ -248,9 +249,8 @@ class Recorder(TorchFunctionMode):
         if written and isinstance(rec[0], Attr) and rec[0].name in self.unseen:
             return result
         index = self.add(op, target, rec, rec_kwargs)
-        self.replay.note(
-            index, rec, rec_kwargs, run[0] if written and run else None, func in RANDOM
-        )
+        overwritten = run[0] if written and run else None
+        self.replay.note(index, rec, rec_kwargs, overwritten, func in RANDOM)
         given = None if written else {id(t) for t in run if isinstance(t, Tensor)}
         result = self.track(result, index, given)
         return result if written else self.cut(result, index)
@@ -305,7 +305,7 @@ class Recorder(TorchFunctionMode):
 
     def hooked(self, original: Any, module: nn.Module, body: Any, args: Any, kw: Any) -> Any:
         """Run `body(module, ...)` in the place of forward, between the module's own hooks."""
-        if not (module._forward_hooks or module._forward_pre_hooks):
+        if not has_hooks(module):
             return body(module, *args, **kw)
         module.__dict__["forward"] = lambda *a, **k: body(module, *a, **k)
         try:

@@ -55,8 +55,8 @@ def index(call: Call) -> Effect:
         return _moved(call.fresh(call.outputs[0], "indexed by a mask"))
     (place, tensor), *others = places
     if not others and tensor.dim() == 1:
-        selected = _selected(call, axes[place], tensor)
         table = axes[place]
+        selected = _selected(call, table, tensor)
         lookup = Lookup(selected, table, tensor) if is_frozen(table) else None
         return Effect(((*axes[:place], selected, *axes[place + 1 :]),), Kind.MOVE, (), lookup)
     return _moved(_looked_up(call, places))

@@ -47,13 +47,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensor
 @functools.lru_cache(maxsize=1)
 def prepared(name: str) -> tuple[nn.Module, torch.fx.GraphModule, Analysis]:
     """The model with live weights, its graph and its analysis; the tests of a model share them."""
-    row = MODELS[name]
-    with torch.random.fork_rng():  # a test draws the same numbers whether it is the first or not
-        torch.manual_seed(1)
-        example = row.example()
-        model = checks.enliven(row.build(), example)
-        traced = fxprune.trace(model, example)
-    return model, traced, fxprune.analyze(traced, strict=True)
+    return checks.prepared(MODELS[name].build, MODELS[name].example)
 
 
 def described(groups: Iterable[Group]) -> str:

@@ -128,6 +128,21 @@ def apply_masks(model: nn.Module, plan: PruningPlan) -> None:
             named[name].copy_(named[name] * mask)
 
 
+def prepared(
+    build: Callable[[], nn.Module], example: Callable[[], Mapping[str, Any]]
+) -> tuple[nn.Module, fx.GraphModule, Analysis]:
+    """A model with live weights, its graph and its analysis.
+
+    A test draws the same numbers afterwards, whether this was remembered or not.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        inputs = example()
+        model = enliven(build(), inputs)
+        traced = fxprune.trace(model, inputs)
+    return model, traced, fxprune.analyze(traced, strict=True)
+
+
 def assert_alive(output: Any) -> None:
     """The output must depend on the input: it differs between the samples of a batch."""
     for tensor in tensors(output):
@@ -135,19 +150,31 @@ def assert_alive(output: Any) -> None:
         assert spread > 1e-3, f"an output hardly depends on the input: {float(spread):.1e}"
 
 
-def live_unit(pruned: nn.Module, group: Group, inputs: Mapping[str, Any]) -> tuple[Member, int]:
-    """A member of the group and the position in it of a unit whose weights change the output."""
+def assert_heard(pruned: nn.Module, group: Group, inputs: Mapping[str, Any]) -> None:
+    """The weights of a unit of the group must change the output."""
+    _noticed(pruned, group, inputs, lambda units, n: units[n] + torch.randn_like(units[n]))
+
+
+def _noticed(
+    pruned: nn.Module,
+    group: Group,
+    inputs: Mapping[str, Any],
+    changed: Callable[[Tensor, int], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The weights of a unit that change the output if they become `changed`; and what they become.
+
+    changed  is given the weights of all units, and the unit's number
+    """
     before = run(pruned, inputs)
     member = _weight_member(group)
-    weight = named_tensors(pruned)[member.parameter]
-    for position in range(min(weight.shape[member.dim], 16)):
-        unit = weight.select(member.dim, position)
-        saved = unit.clone()
-        unit.add_(torch.randn_like(unit))
+    units = named_tensors(pruned)[member.parameter].movedim(member.dim, 0)
+    for number, unit in enumerate(units[:16]):
+        saved, other = unit.clone(), changed(units, number).clone()
+        unit.copy_(other)
         change = relative_error(run(pruned, inputs), before)
         unit.copy_(saved)
         if change > 100 * TOLERANCE:
-            return member, position
+            return unit, other
     raise AssertionError(f"the output ignores the weights of {group.name}")
 
 
@@ -162,17 +189,8 @@ def spoil(pruned: nn.Module, group: Group, inputs: Mapping[str, Any]) -> None:
 
     A unit for which that changes the output: two that an activation cuts off are as good.
     """
-    before = run(pruned, inputs)
-    member = _weight_member(group)
-    weight = named_tensors(pruned)[member.parameter]
-    for position in range(min(weight.shape[member.dim], 16)):
-        unit = weight.select(member.dim, position)
-        saved = unit.clone()
-        unit.copy_(weight.select(member.dim, (position + 1) % weight.shape[member.dim]))
-        if relative_error(run(pruned, inputs), before) > 100 * TOLERANCE:
-            return
-        unit.copy_(saved)
-    raise AssertionError(f"the output does not tell the units of {group.name} apart")
+    unit, other = _noticed(pruned, group, inputs, lambda units, n: units[(n + 1) % len(units)])
+    unit.copy_(other)
 
 
 def train_one_step(pruned: nn.Module, inputs: Mapping[str, Any]) -> None:

@@ -19,12 +19,7 @@ by_name = pytest.mark.parametrize("entry", MODELS, ids=lambda entry: entry.name)
 @functools.lru_cache(maxsize=1)
 def prepared(entry: ZooModel) -> tuple[nn.Module, torch.fx.GraphModule, fxprune.Analysis]:
     """The model with live weights, its graph and its analysis; the tests of a model share them."""
-    with torch.random.fork_rng():  # a test draws the same numbers whether it is the first or not
-        torch.manual_seed(1)
-        example = entry.example()
-        model = checks.enliven(entry.build(), example)
-        traced = fxprune.trace(model, example)
-    return model, traced, fxprune.analyze(traced, strict=True)
+    return checks.prepared(entry.build, entry.example)
 
 
 @by_name
@@ -44,8 +39,8 @@ def test_pruned_equals_the_masked_original(entry: ZooModel) -> None:
     assert checks.relative_error(checks.run(traced, inputs), expected) > 1e-3, "nothing was masked"
 
     groups = [plan.group(name) for name in plan.kept_units]
-    checks.live_unit(pruned, groups[0], inputs)
-    checks.live_unit(pruned, groups[-1], inputs)
+    checks.assert_heard(pruned, groups[0], inputs)
+    checks.assert_heard(pruned, groups[-1], inputs)
     checks.spoil(pruned, groups[len(groups) // 2], inputs)
     wrong = checks.relative_error(checks.run(pruned, inputs), expected)
     assert wrong > 100 * checks.TOLERANCE, "one wrong index went unnoticed"
