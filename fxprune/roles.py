@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -94,6 +95,9 @@ def _read_contraction(
     over = {atom for axis in record.effect.over for atom in leaves(axis)}
     made = {atom for layout in record.effect.outputs for axis in layout for atom in leaves(axis)}
     bias = record.call.arguments.get(BIAS_ARGUMENTS.get(record.call.name, "bias"))
+    # A product sums over what an operand holds once, so that others make the result's units. A
+    # recurrent layer sums over what it makes itself.
+    summed = over if record.effect.kind is Kind.CONTRACT else frozenset()
     for key, layout in record.inputs:
         names = origins.get(key)
         if names is None:
@@ -102,6 +106,7 @@ def _read_contraction(
         if (isinstance(bias, Tensor) and key == id(bias)) or one_dimensional:
             biases |= names
             continue
-        atoms = {atom for axis in layout for atom in leaves(axis)}
-        consumers |= {(name, atom) for name in names for atom in atoms & over}
-        producers |= {(name, atom) for name in names for atom in atoms & made}
+        held = Counter(atom for axis in layout for atom in leaves(axis))
+        kept = {atom for atom, times in held.items() if times > 1 or atom not in summed}
+        consumers |= {(name, atom) for name in names for atom in held.keys() & over}
+        producers |= {(name, atom) for name in names for atom in kept & made}

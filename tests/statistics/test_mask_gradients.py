@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxprune import Group, Statistics, score
-from tests.statistics.networks import Problem, problems
+from tests.statistics.networks import Problem, problem, problems, randomized
 
 few = settings(max_examples=25, deadline=None)
 
@@ -39,6 +40,39 @@ def test_they_are_the_products_of_consumers_and_their_gradients(problem: Problem
     assert problem.analysis.groups
     for group in problem.analysis.groups:
         agree(statistics.mask_grads(group), literal(problem, group))
+
+
+class Pairs(nn.Module):
+    """A layer reads the products of all pairs of features, over the second of each pair."""
+
+    def __init__(self, mix: nn.Module) -> None:
+        super().__init__()
+        self.features, self.mix, self.head = nn.Linear(4, 5), mix, nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
+        return self.head(torch.tanh(self.mix(x.unsqueeze(2) * x.unsqueeze(1))).flatten(1))
+
+
+class Product(nn.Module):
+    """A linear layer, written as a product of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix
+
+
+@pytest.mark.parametrize("mix", [nn.Linear(5, 2), Product()], ids=["linear", "product"])
+def test_a_tensor_that_holds_units_twice_is_summed_over_one_dimension(mix: nn.Module) -> None:
+    inputs = torch.randn(3, 4, dtype=torch.float64)
+    case = problem(randomized(Pairs(mix)), inputs, torch.tensor([0, 1, 2]))
+    statistics = Statistics(case.analysis, case.data)
+    assert len(case.analysis.groups) == 2
+    for group in case.analysis.groups:
+        agree(statistics.mask_grads(group), literal(case, group))
 
 
 @few
