@@ -246,6 +246,14 @@ def addmm(bias: Tensor, a: Tensor, b: Tensor, **scales: Any) -> Any:
     return _new(a, (a.shape[0], b.shape[1])) if fits and plain else NotImplemented
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    """``x @ weight.T + bias``."""
+    if x.dim() < 2 or weight.dim() != 2 or not x.numel() or not _same(x, weight, bias):
+        return NotImplemented
+    fits = x.shape[-1] == weight.shape[1] and (bias is None or bias.shape == weight.shape[:1])
+    return _new(x, (*x.shape[:-1], weight.shape[0])) if fits else NotImplemented
+
+
 def equal(a: Tensor, b: Tensor) -> Any:
     """Whether two tensors are equal, which torch asks itself to refuse values: they are not."""
     return False if a.is_meta or b.is_meta else NotImplemented
@@ -297,6 +305,7 @@ KERNELS: Mapping[Any, Kernel] = MappingProxyType(
         aten.native_layer_norm.default: layer_norm,
         aten.native_group_norm.default: group_norm,
         aten.addmm.default: addmm,
+        aten.linear.default: linear,
     }
 )
 """ATen overload → kernel, which agrees with torch's own on meta."""

@@ -1,4 +1,4 @@
-"""The one op that a layer of torch's runs, told without running it.
+"""The one op that a layer of torch's stands for, told without running it.
 
 The way through nn.Module, torch.nn.functional and torch's dispatcher takes longer than all that an
 analysis does with the op.
@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -26,9 +27,9 @@ aten = torch.ops.aten
 
 
 def single_op(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> OpCall | None:
-    """The op that a module runs in eval mode; its first result is the module's.
+    """The op that a module is in eval mode; its first result is the module's.
 
-    None where it may run none, several, or another one.
+    None where it may be none, several, or another one.
     """
     row = SINGLE_OPS.get(type(module))
     if row is None or kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
@@ -36,6 +37,12 @@ def single_op(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     if has_hooks(module) or has_own_forward(module):
         return None
     return row(module, args[0])
+
+
+def function_op(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OpCall | None:
+    """The op that a function is, called with these arguments; None where there is none."""
+    row = FUNCTION_OPS.get(function)
+    return None if row is None else row(*args, **kwargs)
 
 
 def _convolution(module: _ConvNd, x: Tensor) -> OpCall | None:
@@ -75,6 +82,18 @@ def _pointwise(op: Any, in_place: Any, *options: str) -> Row:
     return row
 
 
+def _linear(input: Any, weight: Any, bias: Any = None) -> OpCall | None:
+    """Torch's dispatcher takes it apart into views and products of matrices."""
+    if not all(isinstance(x, Tensor) for x in (input, weight)) or weight.dim() != 2:
+        return None
+    fits = bias is None or bias.shape == weight.shape[:1]
+    return (aten.linear.default, (input, weight, bias), {}) if fits else None
+
+
+def _linear_layer(module: nn.Linear, x: Tensor) -> OpCall | None:
+    return _linear(x, module.weight, module.bias)
+
+
 def _gelu(module: nn.GELU, x: Tensor) -> OpCall:
     return aten.gelu.default, (x,), {"approximate": module.approximate}
 
@@ -87,6 +106,7 @@ SINGLE_OPS: Mapping[type[nn.Module], Row] = MappingProxyType(
         nn.BatchNorm1d: _batch_norm(2, 3),
         nn.BatchNorm2d: _batch_norm(4),
         nn.BatchNorm3d: _batch_norm(5),
+        nn.Linear: _linear_layer,
         nn.LayerNorm: _layer_norm,
         nn.ReLU: _pointwise(aten.relu.default, aten.relu_.default),
         nn.ReLU6: _pointwise(aten.hardtanh.default, aten.hardtanh_.default, "min_val", "max_val"),
@@ -97,3 +117,8 @@ SINGLE_OPS: Mapping[type[nn.Module], Row] = MappingProxyType(
     }
 )
 """Exact class → the op, or None where a module of that class runs something else."""
+
+FUNCTION_OPS: Mapping[Any, Callable[..., OpCall | None]] = MappingProxyType(
+    {F.linear: _linear, aten.linear.default: _linear}
+)
+"""The same for functions, by their own arguments."""

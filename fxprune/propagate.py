@@ -25,7 +25,7 @@ from fxprune.growing import growing
 from fxprune.lookups import join_tables
 from fxprune.meta import GraphRunner, Shadow, call_on_meta, example_values, unpacked, without
 from fxprune.meta_kernels import PlainDispatchMode
-from fxprune.module_ops import single_op
+from fxprune.module_ops import function_op, single_op
 from fxprune.modules import SizedCustomGradient
 from fxprune.rules import MODULE_RULES, RULES
 from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, tensors_in
@@ -237,6 +237,7 @@ class _RuleMode(PlainDispatchMode):
             func,
             self.dynamic,
             schema.name.partition("::")[2] == name_of(self.site),
+            schema.mutates,
         )
         self.apply(call, find_rule(func, self.rules))
         for position, output in enumerate(outputs):
@@ -270,7 +271,6 @@ class _RuleMode(PlainDispatchMode):
             )
         for output, layout in zip(call.outputs, effect.outputs, strict=True):
             self.declare(output, layout)
-        written = call.tensors()[0] if _writes(call) else None
         self.records.append(
             Record(
                 self.site,
@@ -278,7 +278,7 @@ class _RuleMode(PlainDispatchMode):
                 effect,
                 inputs,
                 tuple(map(id, call.outputs)),
-                None if written is None else self.storages[id(written)],
+                self.storages[inputs[0][0]] if call.writes and inputs else None,
             )
         )
 
@@ -289,11 +289,6 @@ class _RuleMode(PlainDispatchMode):
                 self.algebra.freeze(axis, f"no rule for {call.name}")
         fresh = tuple(call.fresh(t, f"no rule for {call.name}") for t in call.outputs)
         return Effect(fresh, Kind.STATISTIC)
-
-
-def _writes(call: Call) -> bool:
-    schema = getattr(call.func, "_schema", None)
-    return bool(schema is not None and schema.is_mutable and call.tensors())
 
 
 class _Runner(GraphRunner):
@@ -354,14 +349,15 @@ class _Runner(GraphRunner):
     def get_attr(self, target: str, args: Any, kwargs: Any) -> Any:
         return self.shadow.known(super().get_attr(target, args, kwargs))
 
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        known = function_op(target, args, kwargs)
+        return super().call_function(target, args, kwargs) if known is None else self._run(*known)
+
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         original = module_at(self.module, target)
         known = single_op(original, args, kwargs)
         if known is not None:
-            op, operands, options = known
-            with torch._C._DisableTorchDispatch():
-                result = self.mode.run(op, tuple(map(self.shadow.known, operands)), options)
-            return result[0] if isinstance(result, tuple) else result
+            return self._run(*known)
         with torch._C._DisableTorchDispatch():
             module = self.shadow.module(original)
         rule = MODULE_RULES.get(type(module))
@@ -375,6 +371,11 @@ class _Runner(GraphRunner):
         for call, effect in result.calls:
             self.mode.apply(call, lambda _, effect=effect: effect)  # type: ignore[misc]
         return result.value
+
+    def _run(self, op: Any, operands: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        with torch._C._DisableTorchDispatch():
+            result = self.mode.run(op, tuple(map(self.shadow.known, operands)), options)
+        return result[0] if isinstance(result, tuple) else result
 
     def layouts_in(self, value: Any) -> Any:
         """`value` with each tensor replaced by its axes, unpacked where no pytree holds them."""

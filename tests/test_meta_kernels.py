@@ -68,6 +68,10 @@ def arguments(func: Any, shape: Sequence[int]) -> list[tuple[Any, ...]]:
         aten.cat.default: [([x, x, x], 1), ([x, x], -1)],
         aten._safe_softmax.default: [(x, -1)],
         aten.convolution.default: convolutions(shape),
+        aten.linear.default: [
+            (x, meta(3, shape[-1]), meta(3)),
+            (x, meta(3, shape[-1])),
+        ],
         aten.addmm.default: [(meta(shape[1]), meta(shape[0], 3), meta(shape[1], 3).t())],
     }
     if func._schema.overload_name == "Scalar":
@@ -262,6 +266,8 @@ def test_where_a_formula_does_not_apply_torch_answers(func: Any, args: tuple[Any
 WRONG = [
     (aten.add.Tensor, (meta(2, 3), meta(2, 4))),
     (aten.addmm.default, (meta(4), meta(2, 3), meta(5, 4))),
+    (aten.linear.default, (meta(2, 3), meta(5, 4))),
+    (aten.linear.default, (meta(2, 3), meta(5, 3), meta(4))),
     (aten.add_.Tensor, (meta(3), meta(2, 3))),
     (aten.mean.dim, (meta(2, 3), [2])),
     (aten.mean.dim, (meta(2, 3), [1, -1])),

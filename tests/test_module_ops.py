@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.module_ops import SINGLE_OPS, single_op
+from fxprune.module_ops import FUNCTION_OPS, SINGLE_OPS, function_op, single_op
 from fxprune.schemas import schema_of
 
 IMAGE, VOLUME, ROWS = (2, 4, 6, 5), (2, 4, 6, 5, 3), (2, 4)
@@ -38,6 +39,13 @@ bounded = nn.ReLU6()
 bounded.min_val, bounded.max_val = 0.5, 2.0
 KNOWN.append((bounded, IMAGE))
 
+LINEAR: list[tuple[nn.Module, tuple[int, ...]]] = [
+    (nn.Linear(5, 3), IMAGE),
+    (nn.Linear(4, 3, bias=False), ROWS),
+    (nn.Linear(4, 3), ROWS[1:]),
+]
+"""Layers of an op that torch's dispatcher takes apart."""
+
 UNKNOWN: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Conv2d(4, 6, 3, padding="same"), IMAGE),
     (nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), IMAGE),
@@ -46,7 +54,6 @@ UNKNOWN: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.BatchNorm2d(4, track_running_stats=False), IMAGE),
     (nn.BatchNorm2d(4), (0, *IMAGE[1:])),
     (nn.BatchNorm2d(4), ROWS),
-    (nn.Linear(5, 3), IMAGE),
 ]
 
 
@@ -67,13 +74,17 @@ def name(value: tuple[nn.Module, tuple[int, ...]]) -> str:
     return f"{value[0]} on {value[1]}"
 
 
+def first(result: Any) -> Tensor:
+    return result if isinstance(result, Tensor) else result[0]
+
+
 def same(one: Any, two: Any) -> bool:
     return one is two if isinstance(one, Tensor) else bool(one == two and type(one) is type(two))
 
 
 @pytest.mark.parametrize(("module", "shape"), KNOWN, ids=map(name, KNOWN))
 def test_the_op_is_the_one_that_runs(module: nn.Module, shape: tuple[int, ...]) -> None:
-    module = module.to("meta").eval()
+    module = copy.deepcopy(module).to("meta").eval()
     x = torch.empty(shape, device="meta")
     with torch.no_grad(), Ops() as ops:
         result = module(x)
@@ -83,12 +94,31 @@ def test_the_op_is_the_one_that_runs(module: nn.Module, shape: tuple[int, ...]) 
     assert known[0] is func
     expected, stated = (schema_of(func).bind(*given) for given in ((args, kwargs), known[1:]))
     assert all(same(stated[key], value) for key, value in expected.items())
-    first = func(*args, **kwargs)
-    assert result.shape == (first if isinstance(first, Tensor) else first[0]).shape
+    assert result.shape == first(func(*args, **kwargs)).shape
+
+
+@pytest.mark.parametrize(("module", "shape"), [*KNOWN, *LINEAR], ids=map(name, [*KNOWN, *LINEAR]))
+def test_the_op_computes_what_the_layer_does(module: nn.Module, shape: tuple[int, ...]) -> None:
+    module, x = copy.deepcopy(module).double().eval(), torch.randn(shape, dtype=torch.float64)
+    known = single_op(module, (x.clone(),), {})
+    assert known is not None
+    func, args, kwargs = known
+    torch.testing.assert_close(first(func(*args, **kwargs)), module(x))
 
 
 def test_every_row_has_a_layer_here() -> None:
-    assert {type(module) for module, _ in KNOWN} == set(SINGLE_OPS)
+    assert {type(module) for module, _ in [*KNOWN, *LINEAR]} == set(SINGLE_OPS)
+
+
+@pytest.mark.parametrize("function", FUNCTION_OPS, ids=str)
+def test_a_linear_function_is_told_where_it_is_one(function: Any) -> None:
+    x, weight, bias = torch.randn(2, 3), torch.randn(4, 3), torch.randn(4)
+    op = torch.ops.aten.linear.default
+    assert function_op(function, (x, weight), {"bias": bias}) == (op, (x, weight, bias), {})
+    assert function_op(function, (), {"input": x, "weight": weight}) == (op, (x, weight, None), {})
+    assert function_op(function, (x, weight[0]), {}) is None
+    assert function_op(function, (x, weight, bias[:1]), {}) is None
+    assert function_op(torch.relu, (x,), {}) is None
 
 
 @pytest.mark.parametrize(("module", "shape"), UNKNOWN, ids=map(name, UNKNOWN))

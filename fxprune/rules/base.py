@@ -75,6 +75,7 @@ class Call:
     func: Any  # the ATen overload
     dynamic: bool = False  # a size that follows the model's inputs is among the arguments
     direct: bool = False  # the graph's node calls this very op, so that a rewrite can reach it
+    writes: bool = False  # the op writes to its first tensor
 
     def __getitem__(self, argument: str) -> Any:
         return self.arguments[argument]

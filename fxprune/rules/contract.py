@@ -45,6 +45,15 @@ def addmm(call: Call) -> Effect:
     return _contract(out, (inner,))
 
 
+def linear(call: Call) -> Effect:
+    """``linear(input, weight, bias)``: the last dimension is contracted with that of the weight."""
+    *outer, features = call.axes("input")
+    target, source = call.axes("weight")
+    if call.axes("bias"):
+        target = call.algebra.unify(target, call.axes("bias")[0])
+    return _contract((*outer, target), (call.algebra.unify(features, source),))
+
+
 def baddbmm(call: Call) -> Effect:
     """``baddbmm(self, batch1, batch2)``."""
     out, inner = _matrix_product(call, call.axes("batch1"), call.axes("batch2"))
@@ -148,6 +157,7 @@ CONTRACTIONS: dict[str, Rule] = {
     "mv": mv,
     **rows(dot, "dot vdot"),
     "addmm": addmm,
+    "linear": linear,
     "baddbmm": baddbmm,
     "addbmm": addbmm,
     "addmv": addmv,

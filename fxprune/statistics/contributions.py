@@ -132,6 +132,7 @@ _CONTRACTED: Mapping[tuple[str, str], tuple[str, int, int]] = MappingProxyType(
         ("aten::bmm", "self"): ("mat2", -1, -2),
         ("aten::addmm", "mat1"): ("mat2", -1, -2),
         ("aten::baddbmm", "batch1"): ("batch2", -1, -2),
+        ("aten::linear", "input"): ("weight", -1, 1),
         ("aten::convolution", "input"): ("weight", 1, 1),
     }
 )

@@ -165,7 +165,7 @@ class _Finder:
         self, operand: _Operand, others: Sequence[_Operand], power: float, held: set[Atom]
     ) -> Read:
         record, name, layout = operand.record, operand.name, operand.layout
-        dims = _summed_dims(name, layout, held)
+        dims = _summed_dims(record, name, layout, held)
         source = self.origins.source_of(operand.key, record) if self.at_sources else None
         samples = operand.samples
         if source is not None:
@@ -201,7 +201,7 @@ class _Finder:
         key, layout = self.origins.root(operand.key, operand.record, operand.layout)
         own = self._known(layout, held)
         dims = (
-            _summed_dims(operand.name, layout, own)
+            _summed_dims(operand.record, operand.name, layout, own)
             if key == operand.key
             else _dims_with(layout, own)
         )
@@ -269,20 +269,30 @@ def _operands(record: Record) -> Iterator[tuple[str, int, Layout]]:
             yield name, id(value), layouts[id(value)]
 
 
-_INNER = MappingProxyType(
-    {"self": -1, "mat1": -1, "batch1": -1, "mat": -1, "mat2": -2, "batch2": -2}
+_INNER: Mapping[str, Mapping[str, int]] = MappingProxyType(
+    {
+        "aten::mm": {"self": -1, "mat2": -2},
+        "aten::bmm": {"self": -1, "mat2": -2},
+        "aten::baddbmm": {"batch1": -1, "batch2": -2},
+        "aten::addbmm": {"batch1": -1, "batch2": -2},
+        "aten::addmm": {"mat1": -1, "mat2": -2},
+        "aten::mv": {"self": -1},
+        "aten::addmv": {"mat": -1},
+        "aten::linear": {"input": -1, "weight": -1},
+    }
 )
-"""The dimension that a matrix product sums over, per operand."""
+"""Per op and operand, the dimension that is summed over if several hold the same units."""
 
 
-def _summed_dims(name: str, layout: Layout, held: set[Atom]) -> list[int]:
+def _summed_dims(record: Record, name: str, layout: Layout, held: set[Atom]) -> list[int]:
     """The operand's dimensions that hold the summed units.
 
     A matrix between units and themselves holds them twice, and is summed over one dimension.
     """
     dims = _dims_with(layout, held)
-    if len(dims) > 1 and name in _INNER:
-        inner = _INNER[name] % len(layout)
+    inner = _INNER.get(record.call.name, {}).get(name)
+    if len(dims) > 1 and inner is not None:
+        inner %= len(layout)
         return [inner] if inner in dims else dims
     return dims
 

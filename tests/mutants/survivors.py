@@ -58,7 +58,6 @@ EQUIVALENT: Mapping[str, str] = MappingProxyType(
         "and it mixes nothing: masks, contexts, reads and roles do not ask for the kind then.",
         "propagate.py:_Runner.get_attr:swap-arguments:2": "What reads an attribute has neither "
         "arguments nor keywords.",
-        "propagate.py:_writes:drop-condition:3": "What an op writes to is one of its tensors.",
         "rewriter/rows.py:split_along.row:arithmetic:1": "The dimension is taken modulo the rank.",
         "rules/indexing.py:frozen.rule:wrong-kind:1": "All that it reads and makes is frozen, "
         "and it mixes nothing: masks, contexts, reads and roles do not ask for the kind then.",

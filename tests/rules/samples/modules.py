@@ -82,7 +82,7 @@ RECURRENT: tuple[Sample, ...] = (
 )
 
 MODULES: tuple[Sample, ...] = (
-    sample("addmm", applied(lambda: nn.Linear(3, 5)), real(4, 3), module=True),
+    sample("linear", applied(lambda: nn.Linear(3, 5)), real(4, 3), module=True),
     sample(
         "_trilinear",
         lambda: ApplyTwo(lambda: nn.Bilinear(3, 5, 4), _one),
