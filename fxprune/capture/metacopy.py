@@ -223,7 +223,10 @@ class Template:
         if _override_train(self.modules.values()):
             # Switching to train mode and back lets models drop what they cached in earlier runs.
             duplicate.train(True)
-        set_mode(duplicate, training)
+            if not training:
+                duplicate.train(False)
+        else:
+            set_mode(duplicate, training)
         return duplicate
 
     def copy_again(self, duplicate: nn.Module) -> nn.Module:

@@ -57,7 +57,9 @@ def _like_module(module: nn.Module, x: Any) -> Any:
 
 
 def _dropout(module: nn.Module, x: Any) -> Any:
-    return x if isinstance(x, Tensor) and not module.training else None
+    if module.training:
+        return _like_module(module, x)
+    return x if isinstance(x, Tensor) else None
 
 
 def _conv(module: _ConvNd, x: Any) -> Any:
