@@ -145,6 +145,9 @@ class _ShapeRunner(GraphRunner):
         return result
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        result = shapes.by_formula(target, args, kwargs)
+        if result is not None:
+            return result
         with self._on_meta:
             return super().call_function(target, args, kwargs)
 

@@ -232,13 +232,17 @@ DECOMPOSED = frozenset(
 """Functions that run several ops of `fxprune.meta_kernels`, or one that torch decomposes."""
 
 
+def by_formula(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The result of a torch function by formula; None where there is none."""
+    rule = FUNCTIONS.get(func)
+    return rule(*args, **kwargs) if rule is not None and _accepts(rule, tuple(kwargs)) else None
+
+
 def of_function(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The result of a torch function on meta, by formula where there is one."""
-    rule = FUNCTIONS.get(func)
-    if rule is not None and _accepts(rule, tuple(kwargs)):
-        result = rule(*args, **kwargs)
-        if result is not None:
-            return result
+    result = by_formula(func, args, kwargs)
+    if result is not None:
+        return result
     if func not in DECOMPOSED:
         return func(*args, **kwargs)
     with MetaKernels():
