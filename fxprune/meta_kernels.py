@@ -254,6 +254,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     return _new(x, (*x.shape[:-1], weight.shape[0])) if fits else NotImplemented
 
 
+def matmul(a: Tensor, b: Tensor) -> Any:
+    """``a @ b`` of matrices, or of batches of them; its result is contiguous however they lie."""
+    if not (a.is_meta and b.is_meta and a.is_floating_point() and a.dtype == b.dtype):
+        return NotImplemented
+    if min(a.dim(), b.dim()) < 2 or a.shape[-1] != b.shape[-2]:
+        return NotImplemented
+    batch = broadcast(a.shape[:-2], b.shape[:-2])
+    return NotImplemented if batch is None else _new(a, (*batch, a.shape[-2], b.shape[-1]))
+
+
 def equal(a: Tensor, b: Tensor) -> Any:
     """Whether two tensors are equal, which torch asks itself to refuse values: they are not."""
     return False if a.is_meta or b.is_meta else NotImplemented
@@ -306,6 +316,7 @@ KERNELS: Mapping[Any, Kernel] = MappingProxyType(
         aten.native_group_norm.default: group_norm,
         aten.addmm.default: addmm,
         aten.linear.default: linear,
+        aten.matmul.default: matmul,
     }
 )
 """ATen overload → kernel, which agrees with torch's own on meta."""

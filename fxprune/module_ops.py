@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -37,12 +36,6 @@ def single_op(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     if has_hooks(module) or has_own_forward(module):
         return None
     return row(module, args[0])
-
-
-def function_op(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OpCall | None:
-    """The op that a function is, called with these arguments; None where there is none."""
-    row = FUNCTION_OPS.get(function)
-    return None if row is None else row(*args, **kwargs)
 
 
 def _convolution(module: _ConvNd, x: Tensor) -> OpCall | None:
@@ -82,16 +75,8 @@ def _pointwise(op: Any, in_place: Any, *options: str) -> Row:
     return row
 
 
-def _linear(input: Any, weight: Any, bias: Any = None) -> OpCall | None:
-    """Torch's dispatcher takes it apart into views and products of matrices."""
-    if not all(isinstance(x, Tensor) for x in (input, weight)) or weight.dim() != 2:
-        return None
-    fits = bias is None or bias.shape == weight.shape[:1]
-    return (aten.linear.default, (input, weight, bias), {}) if fits else None
-
-
-def _linear_layer(module: nn.Linear, x: Tensor) -> OpCall | None:
-    return _linear(x, module.weight, module.bias)
+def _linear(module: nn.Linear, x: Tensor) -> OpCall:
+    return aten.linear.default, (x, module.weight, module.bias), {}
 
 
 def _gelu(module: nn.GELU, x: Tensor) -> OpCall:
@@ -106,7 +91,7 @@ SINGLE_OPS: Mapping[type[nn.Module], Row] = MappingProxyType(
         nn.BatchNorm1d: _batch_norm(2, 3),
         nn.BatchNorm2d: _batch_norm(4),
         nn.BatchNorm3d: _batch_norm(5),
-        nn.Linear: _linear_layer,
+        nn.Linear: _linear,
         nn.LayerNorm: _layer_norm,
         nn.ReLU: _pointwise(aten.relu.default, aten.relu_.default),
         nn.ReLU6: _pointwise(aten.hardtanh.default, aten.hardtanh_.default, "min_val", "max_val"),
@@ -117,8 +102,3 @@ SINGLE_OPS: Mapping[type[nn.Module], Row] = MappingProxyType(
     }
 )
 """Exact class → the op, or None where a module of that class runs something else."""
-
-FUNCTION_OPS: Mapping[Any, Callable[..., OpCall | None]] = MappingProxyType(
-    {F.linear: _linear, aten.linear.default: _linear}
-)
-"""The same for functions, by their own arguments."""

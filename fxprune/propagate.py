@@ -21,11 +21,12 @@ from fxprune.algebra import Algebra
 from fxprune.axes import Axis, find, is_frozen, leaves
 from fxprune.dynamic_sizes import name_of, shifted, unexplained, unexplained_bounds
 from fxprune.errors import AnalysisError, FxpruneError
+from fxprune.function_ops import call_function
 from fxprune.growing import growing
 from fxprune.lookups import join_tables
 from fxprune.meta import GraphRunner, Shadow, call_on_meta, example_values, unpacked, without
 from fxprune.meta_kernels import PlainDispatchMode
-from fxprune.module_ops import function_op, single_op
+from fxprune.module_ops import single_op
 from fxprune.modules import SizedCustomGradient
 from fxprune.rules import MODULE_RULES, RULES
 from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, tensors_in
@@ -35,7 +36,6 @@ from fxprune.walks import buffers_in, module_at, named_modules, parameters_in
 
 _CONSTANT_LIMIT = 1 << 22
 """Constant tensors with more elements than this are not evaluated to follow an index."""
-
 
 OWN_RULES = "fxprune_rules"
 """Where a graph's `meta` keeps the rules for operators of the user's: full name → rule."""
@@ -350,8 +350,8 @@ class _Runner(GraphRunner):
         return self.shadow.known(super().get_attr(target, args, kwargs))
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        known = function_op(target, args, kwargs)
-        return super().call_function(target, args, kwargs) if known is None else self._run(*known)
+        result = call_function(target, args, kwargs, self._run)
+        return super().call_function(target, args, kwargs) if result is None else result
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         original = module_at(self.module, target)

@@ -28,6 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "discrepancy",
             "meta_kernels",
             "module_ops",
+            "function_ops",
             "formulas",
             "walks",
             "assembly",

@@ -72,6 +72,12 @@ def arguments(func: Any, shape: Sequence[int]) -> list[tuple[Any, ...]]:
             (x, meta(3, shape[-1]), meta(3)),
             (x, meta(3, shape[-1])),
         ],
+        aten.matmul.default: [
+            (x, meta(shape[-1], 3)),
+            (x, meta(*shape[:-2], shape[-1], 3)),
+            (x, meta(5, *[1] * len(shape[:-2]), shape[-1], 3)),
+            (meta(3, shape[-2]), x),
+        ],
         aten.addmm.default: [(meta(shape[1]), meta(shape[0], 3), meta(shape[1], 3).t())],
     }
     if func._schema.overload_name == "Scalar":
@@ -266,6 +272,8 @@ def test_where_a_formula_does_not_apply_torch_answers(func: Any, args: tuple[Any
 WRONG = [
     (aten.add.Tensor, (meta(2, 3), meta(2, 4))),
     (aten.addmm.default, (meta(4), meta(2, 3), meta(5, 4))),
+    (aten.matmul.default, (meta(2, 3), meta(4, 5))),
+    (aten.matmul.default, (meta(2, 1, 3), meta(3, 3, 5))),
     (aten.linear.default, (meta(2, 3), meta(5, 4))),
     (aten.linear.default, (meta(2, 3), meta(5, 3), meta(4))),
     (aten.add_.Tensor, (meta(3), meta(2, 3))),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.module_ops import FUNCTION_OPS, SINGLE_OPS, function_op, single_op
+from fxprune.module_ops import SINGLE_OPS, single_op
 from fxprune.schemas import schema_of
 
 IMAGE, VOLUME, ROWS = (2, 4, 6, 5), (2, 4, 6, 5, 3), (2, 4)
@@ -108,17 +108,6 @@ def test_the_op_computes_what_the_layer_does(module: nn.Module, shape: tuple[int
 
 def test_every_row_has_a_layer_here() -> None:
     assert {type(module) for module, _ in [*KNOWN, *LINEAR]} == set(SINGLE_OPS)
-
-
-@pytest.mark.parametrize("function", FUNCTION_OPS, ids=str)
-def test_a_linear_function_is_told_where_it_is_one(function: Any) -> None:
-    x, weight, bias = torch.randn(2, 3), torch.randn(4, 3), torch.randn(4)
-    op = torch.ops.aten.linear.default
-    assert function_op(function, (x, weight), {"bias": bias}) == (op, (x, weight, bias), {})
-    assert function_op(function, (), {"input": x, "weight": weight}) == (op, (x, weight, None), {})
-    assert function_op(function, (x, weight[0]), {}) is None
-    assert function_op(function, (x, weight, bias[:1]), {}) is None
-    assert function_op(torch.relu, (x,), {}) is None
 
 
 @pytest.mark.parametrize(("module", "shape"), UNKNOWN, ids=map(name, UNKNOWN))

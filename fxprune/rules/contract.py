@@ -24,6 +24,14 @@ def mm(call: Call) -> Effect:
     return _contract(out, (inner,))
 
 
+def matmul(call: Call) -> Effect:
+    """``matmul(self, other)`` of two dimensions or more each: what comes before is broadcast."""
+    left, right = call.axes("self"), call.axes("other")
+    batch = broadcast(call, [left[:-2], right[:-2]], call.outputs[0].shape[:-2])
+    inner = call.algebra.unify(left[-1], right[-2])
+    return _contract((*batch, left[-2], right[-1]), (inner,))
+
+
 def mv(call: Call) -> Effect:
     """``mv(self, vec)``."""
     rows_axis, columns = call.axes("self")
@@ -154,6 +162,7 @@ def trilinear(call: Call) -> Effect:
 
 CONTRACTIONS: dict[str, Rule] = {
     **rows(mm, "mm bmm"),
+    "matmul": matmul,
     "mv": mv,
     **rows(dot, "dot vdot"),
     "addmm": addmm,

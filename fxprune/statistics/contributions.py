@@ -130,6 +130,7 @@ _CONTRACTED: Mapping[tuple[str, str], tuple[str, int, int]] = MappingProxyType(
     {
         ("aten::mm", "self"): ("mat2", -1, -2),
         ("aten::bmm", "self"): ("mat2", -1, -2),
+        ("aten::matmul", "self"): ("other", -1, -2),
         ("aten::addmm", "mat1"): ("mat2", -1, -2),
         ("aten::baddbmm", "batch1"): ("batch2", -1, -2),
         ("aten::linear", "input"): ("weight", -1, 1),

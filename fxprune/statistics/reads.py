@@ -273,6 +273,7 @@ _INNER: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
         "aten::mm": {"self": -1, "mat2": -2},
         "aten::bmm": {"self": -1, "mat2": -2},
+        "aten::matmul": {"self": -1, "other": -2},
         "aten::baddbmm": {"batch1": -1, "batch2": -2},
         "aten::addbmm": {"batch1": -1, "batch2": -2},
         "aten::addmm": {"mat1": -1, "mat2": -2},

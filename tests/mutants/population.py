@@ -20,7 +20,8 @@ from tests.mutants.operators import OPERATORS
 
 PACKAGE = Path(__file__).parents[2] / "fxprune"
 _MODULES = """axes algebra propagate contexts grouping groups unit_maps lookups maskable roles
-    analysis selection slicing interpretation last_units dynamic_sizes growing module_ops""".split()
+    analysis selection slicing interpretation last_units dynamic_sizes growing module_ops
+    function_ops""".split()
 _FOLDERS = "rules rewriter plans".split()
 
 

@@ -30,7 +30,7 @@ SUITE: tuple[str, ...] = (
     *(
         f"tests/test_{n}.py"
         for n in """coverage dynamic_sizes errors explain growing grouping meta_kernels
-        module_ops""".split()
+        module_ops function_ops""".split()
     ),
 )
 _STORE = "reach.json"

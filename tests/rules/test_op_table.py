@@ -111,7 +111,7 @@ def test_the_law_notices_a_missing_coupling() -> None:
 
 def test_over_freezing_is_noticed() -> None:
     """The control: freezing the rows of a matrix product is more than is needed."""
-    broken = {**RULES, "mm": frozen("everything")}
+    broken = {**RULES, "matmul": frozen("everything")}
     sample = Sample("", lambda x, y: x @ y, (real(4, 3), real(3, 5)))
     with patch.object(propagate_module, "RULES", broken):
         assert over_frozen(sample) == [(0, 0), (0, 1), (1, 0), (1, 1)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 import torch.nn.functional as F
 import transformers.integrations.moe  # noqa: F401  (registers its op)
@@ -15,9 +17,15 @@ grouped_mm = torch.ops.transformers.grouped_mm_fallback
 CONTRACTIONS: tuple[Sample, ...] = (
     sample("mm", torch.mm, real(4, 3), real(3, 5)),
     sample("mm", lambda x: torch.mm(x.t(), x), real(4, 3)),
-    sample("mm", lambda x, w, v: torch.relu(x @ w) @ v, data(2, 4), real(4, 6), real(6, 3)),
+    sample("matmul", lambda x, w, v: torch.relu(x @ w) @ v, data(2, 4), real(4, 6), real(6, 3)),
     sample("bmm", torch.bmm, real(2, 4, 3), real(2, 3, 5)),
-    sample("bmm", torch.matmul, real(2, 6, 4, 3), real(6, 3, 5)),
+    sample("matmul", torch.matmul, real(4, 3), real(3, 5)),
+    sample("matmul", torch.matmul, real(2, 6, 4, 3), real(6, 3, 5)),
+    sample("matmul", operator.matmul, real(2, 4, 3), real(3, 5)),
+    sample("matmul", aten.matmul.default, real(4, 3), real(2, 3, 5)),
+    sample("matmul", torch.matmul, real(2, 1, 4, 3), real(6, 3, 5)),
+    sample("mv", torch.matmul, real(4, 3), real(3)),
+    sample("bmm", lambda x, y: x.matmul(y), real(2, 4, 3), real(2, 3, 5)),
     sample(
         "transformers::grouped_mm_fallback",
         lambda x, w: grouped_mm(x, w, torch.tensor([1, 4, 4])),
@@ -61,14 +69,14 @@ CONTRACTIONS: tuple[Sample, ...] = (
     ),
     sample("mm", lambda x, y: torch.kron(x, y).mm(torch.kron(x, y).t()), real(2, 3), real(4, 5)),
     sample(
-        "bmm _safe_softmax",
+        "matmul _safe_softmax",
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v),
         real(2, 3, 4, 6),
         real(2, 3, 5, 6),
         real(2, 3, 5, 7),
     ),
     sample(
-        "bmm",
+        "matmul",
         lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m),
         real(2, 3, 4, 6),
         real(2, 3, 5, 6),

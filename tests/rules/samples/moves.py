@@ -38,7 +38,7 @@ VIEWS: tuple[Sample, ...] = (
     sample("view", lambda x: x.reshape(4, 2, 5, 3).transpose(1, 2).reshape(4, 30), real(4, 30)),
     sample("view", lambda x: x.view(6, 4), real(4, 6)),
     sample("view", lambda x: x.view(4, 1, 3).squeeze(1), real(4, 3)),
-    sample("_unsafe_view", torch.matmul, real(2, 4, 3), real(3, 5)),
+    sample("_unsafe_view", lambda x, y: x.matmul(y), real(2, 4, 3), real(3, 5)),
     sample("view", lambda x: x.flatten(1), real(4, 3, 5)),
     sample("view", lambda x: x.unflatten(1, (2, 3)), real(4, 6)),
     sample("view", lambda x: x.view(x.dtype), real(4, 6)),
