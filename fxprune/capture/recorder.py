@@ -57,7 +57,7 @@ class Recorder(TorchFunctionMode):
         self.real = real
         self.owners = owners
         self.modules = {id(module): path for path, module in owners.items()}
-        self.device = device
+        self.device, self.kind = device, device.type
         self.check = check
         self.unseen = unseen
         self.records: list[Record] = []
@@ -74,7 +74,7 @@ class Recorder(TorchFunctionMode):
         self.stack: list[str] = [""]
         self.replay = Replay(self)
         self.busy = False
-        self.autocast = _autocast(device)
+        self.autocast = _autocast(self.kind)
 
     # Arguments ---------------------------------------------------------------------------------
 
@@ -176,7 +176,7 @@ class Recorder(TorchFunctionMode):
     def add(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """Append a record; its index."""
         line = user_line()
-        if not self.autocast and _autocast(self.device):
+        if not self.autocast and _autocast(self.kind):
             raise TraceError(
                 f"{line}: the model turns on autocast inside its forward, which a graph cannot "
                 "hold. Take that context out of the model and run the traced graph inside it."
@@ -378,8 +378,8 @@ class Recorder(TorchFunctionMode):
 _NEEDS_NUMBER = "Tensor.item() cannot be called on meta tensors"
 
 
-def _autocast(device: torch.device) -> bool:
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+def _autocast(kind: str) -> bool:
+    return kind != "meta" and torch.is_autocast_enabled(kind)
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
