@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from fxprune.function_ops import is_linear
 from fxprune.walks import has_hooks, has_own_forward
 
 OpCall: TypeAlias = tuple[Any, tuple[Any, ...], dict[str, Any]]
@@ -75,8 +76,9 @@ def _pointwise(op: Any, in_place: Any, *options: str) -> Row:
     return row
 
 
-def _linear(module: nn.Linear, x: Tensor) -> OpCall:
-    return aten.linear.default, (x, module.weight, module.bias), {}
+def _linear(module: nn.Linear, x: Tensor) -> OpCall | None:
+    args = (x, module.weight, module.bias)
+    return (aten.linear.default, args, {}) if is_linear(*args) else None
 
 
 def _gelu(module: nn.GELU, x: Tensor) -> OpCall:

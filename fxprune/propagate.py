@@ -1,8 +1,8 @@
 """Run a graph once on meta tensors and let the rules say what the axes of every tensor are.
 
-`propagate` interprets the graph under a `TorchDispatchMode`: each ATen op that a node executes
-passes the mode, which applies the op's rule. Nothing is computed: all tensors are on the meta
-device.
+`propagate` interprets the graph on the meta device, under a `TorchDispatchMode`: each ATen op that
+a node executes passes the mode, which applies the op's rule. So do the ops that `module_ops` and
+`function_ops` know layers and functions to be.
 """
 
 from __future__ import annotations

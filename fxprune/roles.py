@@ -95,8 +95,8 @@ def _read_contraction(
     over = {atom for axis in record.effect.over for atom in leaves(axis)}
     made = {atom for layout in record.effect.outputs for axis in layout for atom in leaves(axis)}
     bias = record.call.arguments.get(BIAS_ARGUMENTS.get(record.call.name, "bias"))
-    # A product sums over what an operand holds once, so that others make the result's units. A
-    # recurrent layer sums over what it makes itself.
+    # Of x * x^T, a matrix of units by units, a weight that is summed over units makes none of those
+    # that are left: they are the other operand's. A recurrent layer sums over what it makes itself.
     summed = over if record.effect.kind is Kind.CONTRACT else frozenset()
     for key, layout in record.inputs:
         names = origins.get(key)

@@ -24,17 +24,22 @@ BLIND = torch.ones(4, 5, dtype=torch.bool)
 BLIND[1] = False
 BLIND[2, :3] = False
 
+ATTENTION = {F.scaled_dot_product_attention, aten.scaled_dot_product_attention.default}
+LAST = ["_safe_softmax", "matmul"]
+
 KNOWN: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[str]]] = [
     (F.linear, (real(2, 4, 3), real(5, 3)), {"bias": real(5)}, ["linear"]),
     (F.linear, (real(3), real(5, 3)), {}, ["linear"]),
     (F.linear, (), {"input": real(4, 3), "weight": real(5, 3)}, ["linear"]),
     (aten.linear.default, (real(4, 3), real(5, 3), real(5)), {}, ["linear"]),
     (torch.matmul, (real(4, 3), real(3, 5)), {}, ["matmul"]),
-    (operator.matmul, (real(2, 1, 4, 3), real(6, 3, 5)), {}, ["matmul"]),
-    (aten.matmul.default, (real(4, 3), real(2, 3, 5)), {}, ["matmul"]),
+    (torch.matmul, (real(2, 6, 4, 3), real(3, 5)), {}, ["matmul"]),
+    (operator.matmul, (real(2, 6, 4, 3), real(2, 6, 3, 5)), {}, ["matmul"]),
+    (aten.matmul.default, (), {"self": real(2, 4, 3), "other": real(2, 3, 5)}, ["matmul"]),
 ]
 KNOWN += [
-    (F.scaled_dot_product_attention, args, kwargs, ["transpose", "mul", "matmul", *masking])
+    (function, args, kwargs, ["transpose", "mul", "mul", "matmul", *masking])
+    for function in sorted(ATTENTION, key=str)
     for args, kwargs, masking in [
         ((QUERY, KEY, VALUE), {}, []),
         ((QUERY[0], KEY[0], VALUE[0]), {"scale": 0.3}, []),
@@ -48,18 +53,21 @@ KNOWN += [
     ]
 ]
 """Function, arguments and keywords, and the ops, but for the last ones of attention."""
-LAST = {F.scaled_dot_product_attention: ["_safe_softmax", "matmul"]}
 
 UNKNOWN: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
     (torch.relu, (real(3),), {}),
     (F.linear, (real(4, 3), real(3)), {}),
     (F.linear, (real(4, 3), real(5, 3), real(1)), {}),
+    (F.linear, (real(4, 3), real(5, 3), 1.0), {}),
     (torch.matmul, (real(4, 3), real(3)), {}),
+    (torch.matmul, (real(2, 1, 4, 3), real(2, 6, 3, 5)), {}),
+    (torch.matmul, (real(4, 3), real(2, 3, 5)), {}),
     (torch.matmul, (real(3), real(3, 4)), {}),
     (torch.matmul, (real(4, 3), real(3, 5)), {"out": real(4, 5)}),
     (operator.matmul, (real(4, 3), object()), {}),
     (F.scaled_dot_product_attention, (QUERY, KEY, VALUE), {"is_causal": True}),
     (F.scaled_dot_product_attention, (QUERY, KEY, VALUE), {"dropout_p": 0.5}),
+    (F.scaled_dot_product_attention, (QUERY, KEY[:, :1], VALUE[:, :1]), {}),
     (F.scaled_dot_product_attention, (QUERY, KEY[:, :1], VALUE[:, :1]), {"enable_gqa": True}),
     (F.scaled_dot_product_attention, (QUERY.half(), KEY.half(), VALUE.half()), {}),
 ]
@@ -83,7 +91,7 @@ def test_the_ops_compute_what_the_function_does(
     ops = Ops()
     result = call_function(function, args, kwargs, ops)
     torch.testing.assert_close(result, function(*args, **kwargs), rtol=1e-12, atol=1e-14)
-    assert ops.names == names + LAST.get(function, [])
+    assert ops.names == names + (LAST if function in ATTENTION else [])
 
 
 def test_every_function_is_called_here() -> None:

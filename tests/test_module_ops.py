@@ -46,7 +46,11 @@ LINEAR: list[tuple[nn.Module, tuple[int, ...]]] = [
 ]
 """Layers of an op that torch's dispatcher takes apart."""
 
+shifted = nn.Linear(5, 3)
+shifted.bias = nn.Parameter(torch.ones(1))
+
 UNKNOWN: list[tuple[nn.Module, tuple[int, ...]]] = [
+    (shifted, IMAGE),
     (nn.Conv2d(4, 6, 3, padding="same"), IMAGE),
     (nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), IMAGE),
     (nn.Conv2d(4, 6, 3), IMAGE[1:]),

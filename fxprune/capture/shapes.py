@@ -57,9 +57,9 @@ def _like_module(module: nn.Module, x: Any) -> Any:
 
 
 def _dropout(module: nn.Module, x: Any) -> Any:
-    if module.training:
-        return _like_module(module, x)
-    return x if isinstance(x, Tensor) else None
+    if not module.training:
+        return x if isinstance(x, Tensor) else None
+    return _like_module(module, x) if type(module) is nn.Dropout else None
 
 
 def _conv(module: _ConvNd, x: Any) -> Any:

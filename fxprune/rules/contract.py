@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from fxprune.axes import Axis
 from fxprune.rules.base import Call, Effect, Kind, Layout, Lookup, Rule, broadcast, rows
 
@@ -11,11 +13,11 @@ def _contract(outputs: Layout, over: Layout) -> Effect:
 
 
 def _matrix_product(call: Call, left: Layout, right: Layout) -> tuple[Layout, Axis]:
-    """Axes of ``left @ right`` with equal batch dimensions, and the contracted axis."""
-    algebra = call.algebra
-    batch = [algebra.unify(a, b) for a, b in zip(left[:-2], right[:-2], strict=True)]
-    inner = algebra.unify(left[-1], right[-2])
-    return (*batch, left[-2], right[-1]), inner
+    """Axes of ``left @ right`` with broadcast batch dimensions, and the contracted axis."""
+    batches = left[:-2], right[:-2]
+    shape = torch.broadcast_shapes(*([axis.size for axis in batch] for batch in batches))
+    inner = call.algebra.unify(left[-1], right[-2])
+    return (*broadcast(call, batches, shape), left[-2], right[-1]), inner
 
 
 def mm(call: Call) -> Effect:
@@ -25,11 +27,9 @@ def mm(call: Call) -> Effect:
 
 
 def matmul(call: Call) -> Effect:
-    """``matmul(self, other)`` of two dimensions or more each: what comes before is broadcast."""
-    left, right = call.axes("self"), call.axes("other")
-    batch = broadcast(call, [left[:-2], right[:-2]], call.outputs[0].shape[:-2])
-    inner = call.algebra.unify(left[-1], right[-2])
-    return _contract((*batch, left[-2], right[-1]), (inner,))
+    """``matmul(self, other)`` of two dimensions or more each."""
+    out, inner = _matrix_product(call, call.axes("self"), call.axes("other"))
+    return _contract(out, (inner,))
 
 
 def mv(call: Call) -> Effect:

@@ -17,7 +17,7 @@ from fxprune.statistics.execution import ProbedRun, scoring_copy
 from fxprune.statistics.parts import Part
 from fxprune.statistics.passes import Part as Samples
 from fxprune.statistics.passes import Passes
-from fxprune.statistics.reads import Read
+from fxprune.statistics.reads import CONTRACTED, Read
 
 Arguments = Mapping[str, Any]
 
@@ -104,7 +104,7 @@ def _alone(read: Read, part: Part, arguments: Arguments) -> Callable[[int], Argu
     """The arguments of an op with one slot of what it reads and zeros for all others."""
     x: Tensor = arguments[read.argument]
     slots = part.slots.to(x.device)
-    other, dim, other_dim = _CONTRACTED.get((read.record.call.name, read.argument), ("", 0, 0))
+    other, dim, other_dim = _FACTORS.get((read.record.call.name, read.argument), ("", 0, 0))
     varying = [d for d in range(x.dim()) if slots.shape[d] > 1]
     plain = arguments.get("groups", 1) == 1 and not arguments.get("transposed", False)
     if other and plain and varying == [dim % x.dim()]:
@@ -126,15 +126,5 @@ def _alone(read: Read, part: Part, arguments: Arguments) -> Callable[[int], Argu
 
 _LINEAR = frozenset({Kind.CONTRACT, Kind.SUM})
 
-_CONTRACTED: Mapping[tuple[str, str], tuple[str, int, int]] = MappingProxyType(
-    {
-        ("aten::mm", "self"): ("mat2", -1, -2),
-        ("aten::bmm", "self"): ("mat2", -1, -2),
-        ("aten::matmul", "self"): ("other", -1, -2),
-        ("aten::addmm", "mat1"): ("mat2", -1, -2),
-        ("aten::baddbmm", "batch1"): ("batch2", -1, -2),
-        ("aten::linear", "input"): ("weight", -1, 1),
-        ("aten::convolution", "input"): ("weight", 1, 1),
-    }
-)
-"""Per op and operand: what it is multiplied with, and the dimensions of both that are summed."""
+_FACTORS = MappingProxyType({**CONTRACTED, ("aten::convolution", "input"): ("weight", 1, 1)})
+"""The same for convolutions of batches that are neither grouped nor transposed."""

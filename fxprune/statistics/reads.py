@@ -269,20 +269,27 @@ def _operands(record: Record) -> Iterator[tuple[str, int, Layout]]:
             yield name, id(value), layouts[id(value)]
 
 
-_INNER: Mapping[str, Mapping[str, int]] = MappingProxyType(
+def _factors(
+    op: str, one: tuple[str, int], two: tuple[str, int]
+) -> dict[tuple[str, str], tuple[str, int, int]]:
+    (left, dim), (right, other) = one, two
+    return {(op, left): (right, dim, other), (op, right): (left, other, dim)}
+
+
+CONTRACTED: Mapping[tuple[str, str], tuple[str, int, int]] = MappingProxyType(
     {
-        "aten::mm": {"self": -1, "mat2": -2},
-        "aten::bmm": {"self": -1, "mat2": -2},
-        "aten::matmul": {"self": -1, "other": -2},
-        "aten::baddbmm": {"batch1": -1, "batch2": -2},
-        "aten::addbmm": {"batch1": -1, "batch2": -2},
-        "aten::addmm": {"mat1": -1, "mat2": -2},
-        "aten::mv": {"self": -1},
-        "aten::addmv": {"mat": -1},
-        "aten::linear": {"input": -1, "weight": -1},
+        **_factors("aten::mm", ("self", -1), ("mat2", -2)),
+        **_factors("aten::bmm", ("self", -1), ("mat2", -2)),
+        **_factors("aten::matmul", ("self", -1), ("other", -2)),
+        **_factors("aten::addmm", ("mat1", -1), ("mat2", -2)),
+        **_factors("aten::baddbmm", ("batch1", -1), ("batch2", -2)),
+        **_factors("aten::addbmm", ("batch1", -1), ("batch2", -2)),
+        **_factors("aten::mv", ("self", -1), ("vec", 0)),
+        **_factors("aten::addmv", ("mat", -1), ("vec", 0)),
+        **_factors("aten::linear", ("input", -1), ("weight", -1)),
     }
 )
-"""Per op and operand, the dimension that is summed over if several hold the same units."""
+"""Per op and operand: what it is multiplied with, and the dimensions of both that are summed."""
 
 
 def _summed_dims(record: Record, name: str, layout: Layout, held: set[Atom]) -> list[int]:
@@ -291,11 +298,17 @@ def _summed_dims(record: Record, name: str, layout: Layout, held: set[Atom]) -> 
     A matrix between units and themselves holds them twice, and is summed over one dimension.
     """
     dims = _dims_with(layout, held)
-    inner = _INNER.get(record.call.name, {}).get(name)
-    if len(dims) > 1 and inner is not None:
-        inner %= len(layout)
-        return [inner] if inner in dims else dims
-    return dims
+    return [d for d in dims if d in _inner(record, name, len(layout))] or dims
+
+
+def _inner(record: Record, name: str, rank: int) -> set[int]:
+    """The dimensions of an operand that an op is said to sum over."""
+    if record.effect.kind is Kind.SUM:
+        given = record.call.arguments.get("dim")
+        dims = [] if given is None else given if isinstance(given, (list, tuple)) else [given]
+        return {int(dim) % rank for dim in dims}
+    factor = CONTRACTED.get((record.call.name, name))
+    return set() if factor is None else {factor[1] % rank}
 
 
 def _dims_with(layout: Layout, held: set[Atom]) -> list[int]:

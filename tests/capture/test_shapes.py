@@ -44,7 +44,7 @@ MODULES: list[tuple[Any, Tensor]] = [
     (nn.Dropout(), image()),
     (nn.Dropout(inplace=True), image()),
     (nn.Dropout(0.0), image()),
-    (nn.Dropout2d(), image().transpose(1, 2)),
+    (nn.Dropout2d(), image()),
     (nn.Identity(), image()),
     (nn.LSTM(12, 5, 2, bidirectional=True), torch.empty(7, 3, 12, device="meta")),
     (nn.LSTM(12, 5, proj_size=2, batch_first=True), torch.empty(7, 3, 12, device="meta")),

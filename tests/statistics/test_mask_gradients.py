@@ -75,6 +75,43 @@ def test_a_tensor_that_holds_units_twice_is_summed_over_one_dimension(mix: nn.Mo
         agree(statistics.mask_grads(group), literal(case, group))
 
 
+class Gram(nn.Module):
+    """The products of all pairs of features, summed or normed over one of each pair.
+
+    A mask leaves out terms of the sum, which are the squares for a norm.
+    """
+
+    def __init__(self, over: str, dim: int) -> None:
+        super().__init__()
+        self.features, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.over, self.dim = over, dim
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.features(x)
+        pairs = x.unsqueeze(2) * x.unsqueeze(1)
+        if mask is None:
+            sums = pairs.sum(self.dim) if self.over == "sum" else pairs.norm(dim=self.dim)
+            return self.head(torch.tanh(sums))
+        terms = (pairs if self.over == "sum" else pairs.square()) * mask.unsqueeze(2 - self.dim)
+        sums = terms.sum(self.dim) if self.over == "sum" else terms.sum(self.dim).sqrt()
+        return self.head(torch.tanh(sums) * mask)
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("over", ["sum", "norm"])
+def test_so_is_one_that_is_only_summed(over: str, dim: int) -> None:
+    inputs = torch.randn(3, 4, dtype=torch.float64)
+    case = problem(randomized(Gram(over, dim)), inputs, torch.tensor([0, 1, 2]))
+    (group,) = case.analysis.groups
+
+    def losses(mask: Tensor) -> Tensor:
+        outputs = case.model(inputs, mask)
+        return nn.functional.cross_entropy(outputs, case.targets, reduction="none")
+
+    expected = torch.autograd.functional.jacobian(losses, torch.ones(5).double())
+    agree(Statistics(case.analysis, case.data).mask_grads(group), expected)
+
+
 @few
 @given(problems(), st.integers(1, 3))
 def test_batches_and_their_parts_do_not_matter(problem: Problem, limit: int) -> None:
