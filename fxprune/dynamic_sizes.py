@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import fx
+from torch._ops import OpOverload
 
 from fxprune.axes import Axis, factors_of, is_frozen
 from fxprune.rules.base import Layout
@@ -27,8 +28,12 @@ _SIZES_START: Mapping[str, int] = MappingProxyType(
 
 
 def name_of(node: fx.Node) -> str:
-    """The name of the function or method that a node calls."""
-    return str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    """The name of the function, operator or method that a node calls."""
+    target: Any = node.target
+    if node.op == "call_method":
+        return str(target)
+    # Operators are named after their overloads, too: "view.default".
+    return target._opname if isinstance(target, OpOverload) else getattr(target, "__name__", "")
 
 
 def unexplained(node: fx.Node, layout_of: LayoutOf) -> Iterator[Axis]:

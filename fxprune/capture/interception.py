@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fxprune.capture import gradients
+from fxprune.capture.batched import vmapped
 from fxprune.capture.lines import user_line
 from fxprune.capture.recorder import Recorder
 from fxprune.errors import TraceError
@@ -45,7 +46,7 @@ def intercepting() -> Iterator[None]:
     with _LOCK:
         try:
             owner._call_impl = call
-            with gradients.intercepted(apply), _inlined_scripts():
+            with gradients.intercepted(apply), _inlined_scripts(), _dispatched_batches():
                 yield
         finally:
             owner._call_impl = original
@@ -74,6 +75,25 @@ def _inlined_scripts() -> Iterator[None]:
         yield
     finally:
         scripts.__call__ = original
+
+
+@contextlib.contextmanager
+def _dispatched_batches() -> Iterator[None]:
+    """Let a recorder see what `torch.vmap` makes of the functions that it is given."""
+    owner: Any = torch._functorch.apis
+    original = owner.vmap_impl
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        recorder = _RECORDER.get()
+        if recorder is None or recorder.busy:
+            return original(*args, **kwargs)
+        return vmapped(recorder, original, *args, **kwargs)
+
+    owner.vmap_impl = call
+    try:
+        yield
+    finally:
+        owner.vmap_impl = original
 
 
 @contextlib.contextmanager

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import OpOverload
+
+from fxprune.capture.operators import LOWERED, function_of
 
 
 @dataclass(frozen=True)
@@ -233,3 +236,11 @@ LOWERINGS: dict[type, Callable[..., Any]] = {
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.multi_head_attention_forward: multi_head_attention_forward,
 }
+
+
+def lowered(function: Any) -> Callable[..., Any] | None:
+    """The torch code that runs in the place of a function or an operator; None for most."""
+    if isinstance(function, OpOverload):
+        found = LOWERED.get(function) or function_of(function)
+        return None if found is function else found
+    return FUNCTIONS.get(function)

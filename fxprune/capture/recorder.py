@@ -16,7 +16,7 @@ from fxprune.capture import gradients, leaves, shapes, special
 from fxprune.capture.compare import Check
 from fxprune.capture.constants import Replay, numbers
 from fxprune.capture.lines import user_line
-from fxprune.capture.lowerings import FUNCTIONS
+from fxprune.capture.lowerings import lowered
 from fxprune.capture.records import Attr, Capture, Record, Ref
 from fxprune.capture.sizes import Log, SizeFloat, SizeInt, of_capture, plain, size_of, sized
 from fxprune.capture.targets import (
@@ -209,10 +209,10 @@ class Recorder(TorchFunctionMode):
         handler = special.HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, args, kwargs)
-        lowered = FUNCTIONS.get(func)
-        if lowered is not None:
+        instead = lowered(func)
+        if instead is not None:
             with self:
-                return lowered(*args, **kwargs)
+                return instead(*args, **kwargs)
         return self.call(func, args, kwargs)
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.utils._device
 from torch import Tensor
+from torch._ops import OpOverload
 
 ATOMS = frozenset(
     {int, float, bool, str, type(None), complex, torch.dtype, torch.device, torch.memory_format,
@@ -189,5 +190,8 @@ def mutates(op: str, target: Any, kwargs: dict[str, Any]) -> bool:
     """Whether the operation writes into its first argument (or into `out=`)."""
     if target is operator.setitem or kwargs.get("out") is not None or kwargs.get("inplace") is True:
         return True
+    if isinstance(target, OpOverload):
+        first = target._schema.arguments[:1]
+        return any(a.alias_info is not None and a.alias_info.is_write for a in first)
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     return op != "call_module" and name.endswith("_") and not name.endswith("__")

@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from fxprune.axes import Axis
+from fxprune.dynamic_sizes import name_of
 from fxprune.rewriter.site import Row, Site
 from fxprune.rewriter.sizes import SIZE_ROWS, new_value, rescaled
 from fxprune.rules.base import index_values
@@ -315,5 +316,5 @@ def find_row(node: fx.Node) -> Row | None:
     if node.op == "call_method":
         return ROWS.get(str(node.target))
     if node.op == "call_function":
-        return ROWS.get(getattr(node.target, "__name__", "").strip("_"))
+        return ROWS.get(name_of(node).strip("_"))
     return None

@@ -1,0 +1,129 @@
+"""Functions under torch.vmap are captured as the ops on whole batches that they become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+
+import fxprune
+
+Body = Callable[["Members", Tensor], Tensor]
+
+
+class Members(nn.Module):
+    """Three members of an ensemble read the features of one layer: (batch, 7) -> by `body`."""
+
+    def __init__(self, body: Body) -> None:
+        super().__init__()
+        self.features = nn.Linear(7, 6)
+        self.weights = nn.Parameter(torch.randn(3, 4, 6))
+        self.biases = nn.Parameter(torch.randn(3, 4))
+        self.head = nn.Linear(4, 2)
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self, torch.relu(self.features(x)))
+
+
+def over_members(model: Members, x: Tensor) -> Tensor:
+    layers = torch.vmap(lambda w, b: torch.tanh(F.linear(x, w, b)))
+    return model.head(layers(model.weights, model.biases)).mean(0)
+
+
+def over_both(model: Members, x: Tensor) -> Tensor:
+    each = torch.vmap(lambda w, b, row: torch.relu(w @ row) + b, in_dims=(0, 0, None), out_dims=-1)
+    rows = torch.vmap(each, in_dims=(None, None, 0))(model.weights, model.biases, x)
+    return model.head(rows.transpose(1, 2)).mean(1)
+
+
+def over_rows_in_chunks(model: Members, x: Tensor) -> Tensor:
+    def row(features: Tensor) -> Tensor:
+        scale = torch.arange(1, 7, dtype=features.dtype) / features.shape[0]
+        return F.linear(features * scale, model.weights[0], model.biases[0])
+
+    return model.head(torch.vmap(row)(x))
+
+
+def of_its_head(model: Members, x: Tensor) -> Tensor:
+    hidden = torch.vmap(lambda row: model.weights.sum(0) @ row)(x)
+    return torch.vmap(model.head)(hidden)
+
+
+def into_a_copy(model: Members, x: Tensor) -> Tensor:
+    def row(features: Tensor) -> Tensor:
+        hidden = model.weights[1] @ features
+        hidden.mul_(2).unsqueeze_(0)
+        return (hidden + model.weights.sum((0, 2)))[0]
+
+    return model.head(torch.vmap(row)(x))
+
+
+BODIES = (over_members, over_both, over_rows_in_chunks, of_its_head, into_a_copy)
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
+def test_it_computes_the_same_and_is_pruned(body: Body) -> None:
+    torch.manual_seed(0)
+    model = Members(body).double().eval()
+    x, other = (torch.randn(n, 7, dtype=torch.float64) for n in (5, 8))
+    traced = fxprune.trace(model, x)
+    assert traced.meta["fxprune"].dynamic == {"x": (0,)}
+    torch.testing.assert_close(traced(other), model(other), rtol=1e-13, atol=1e-13)
+    analysis = fxprune.analyze(traced)
+    own = {group.name: group for group in analysis.groups if group.size in (4, 6)}
+    assert sorted(group.size for group in own.values()) == [4, 6]
+    plan = fxprune.PruningPlan.build(analysis, {name: [0, 2] for name in own})
+    pruned = fxprune.rewrite(traced, plan)
+    assert pruned.weights.shape == (3, 2, 2)
+    assert fxprune.verify(traced, plan, pruned, other).ok
+
+
+def test_sizes_within_follow_the_inputs() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(9, 4)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            place = torch.arange(tokens.shape[1], device=tokens.device)
+            near = torch.vmap(lambda q: (place - q).abs() < 3)(place)
+            x = self.embedding(tokens)
+            scores = (x @ x.mT).masked_fill(~near, -torch.inf)
+            return scores.softmax(-1) @ x
+
+    model = Positions().double().eval()
+    traced = fxprune.trace(model, torch.randint(9, (2, 6)))
+    assert traced.meta["fxprune"].dynamic == {"tokens": (0, 1)}
+    tokens = torch.randint(9, (3, 11))
+    torch.testing.assert_close(traced(tokens), model(tokens))
+
+
+def draws(model: Members, x: Tensor) -> Tensor:
+    return torch.vmap(lambda row: row + torch.rand(6), randomness="different")(x)
+
+
+def test_random_numbers_are_refused() -> None:
+    message = r"test_vmap.py:\d+: the model draws random numbers \(aten::rand\) in a function"
+    with pytest.raises(fxprune.TraceError, match=message):
+        fxprune.trace(Members(draws).eval(), torch.randn(5, 7))
+
+
+def test_masks_of_transformers() -> None:
+    """EmbeddingGemma's masks are functions of four indices under four vmaps."""
+    config = transformers.Gemma3TextConfig(
+        vocab_size=99, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=4, sliding_window=6,
+        layer_types=["sliding_attention", "full_attention"], use_bidirectional_attention=True,
+        use_cache=False,
+    )  # fmt: skip
+    model = transformers.Gemma3TextModel(config).double().eval()
+    tokens, other = torch.randint(99, (2, 12)), torch.randint(99, (3, 17))
+    traced = fxprune.trace(model, tokens)
+    assert traced.meta["fxprune"].dynamic == {"input_ids": (0, 1)}
+    plan = fxprune.plan(fxprune.analyze(traced), sparsity=0.5)
+    assert fxprune.verify(traced, plan, fxprune.rewrite(traced, plan), other).ok
