@@ -58,7 +58,9 @@ class _Dispatched(PlainDispatchMode):
         """Record a view in the place of an op that gives its tensor another shape."""
         name = schema_of(func).name.removeprefix("aten::").removesuffix("_")
         view = getattr(getattr(torch.ops.aten, name), func._overloadname)
-        reference, _ = self.recorder.convert_tensor(self.recorder.record(view, args, kwargs))
+        reference, _ = self.recorder.convert_tensor(
+            self.recorder.record(function_of(view), args, kwargs)
+        )
         self.recorder.refs[id(args[0])] = reference
         return func(*args, **kwargs)
 
