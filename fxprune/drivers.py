@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
+from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from fxprune import compensation
@@ -44,7 +45,7 @@ class PruneResult:
 
 
 def prune(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example_inputs: Any,
     sparsity: float | None = None,
     criterion: str | Criterion = "magnitude",
@@ -67,7 +68,7 @@ def prune(
 ) -> PruneResult:
     """Trace, analyse, plan and rewrite: a smaller module that computes what the masked model does.
 
-    example_inputs, dynamic             as for `trace`
+    model, example_inputs, dynamic      as for `trace`
     strict, rules                       as for `analyze`
     data, loss, labels                  as for `score`
     latency_file                        where `measure_latencies` keeps times; they are measured if
