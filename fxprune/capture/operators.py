@@ -64,8 +64,26 @@ def _slice(
     return x[(slice(None),) * (dim % x.dim()) + (part,)]
 
 
+def _places(indices: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    return tuple(slice(None) if index is None else index for index in indices)
+
+
 def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
-    return x[tuple(slice(None) if index is None else index for index in indices)]
+    return x[_places(indices)]
+
+
+def _index_put_(
+    x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Tensor:
+    """``index_put_``; the method takes no None, and an assignment does not accumulate."""
+    if accumulate:
+        return x.index_put_(tuple(indices), values, accumulate)
+    x[_places(indices)] = values
+    return x
+
+
+def _index_put(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return _index_put_(x.clone(), *args, **kwargs)
 
 
 def _to(x: Tensor, *, copy: bool = False, **options: Any) -> Tensor:
@@ -133,6 +151,8 @@ LOWERED: Mapping[Any, Callable[..., Any]] = MappingProxyType(
     {
         aten.slice.Tensor: _slice,
         aten.index.Tensor: _index,
+        aten.index_put.default: _index_put,
+        aten.index_put_.default: _index_put_,
         aten.to.dtype_layout: _to,
         aten._to_copy.default: _to_copy,
         aten.convolution.default: _convolution,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -36,6 +37,9 @@ CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
     (aten.slice.Tensor, (ROWS, -1, 1, 5, 2), {}),
     (aten.slice.Tensor, (ROWS,), {"dim": 2, "end": -1}),
     (aten.index.Tensor, (ROWS, [None, torch.tensor([2, 0])]), {}),
+    (aten.index_put.default, (ROWS, [None, torch.tensor([2, 0])], real(2, 2, 6)), {}),
+    (aten.index_put.default, (ROWS, [torch.tensor([1, 1])], real(2, 5, 6), True), {}),
+    (aten.index_put_.default, (real(3, 4), [torch.tensor([2, 0])], real(2, 4)), {}),
     (aten.split.Tensor, (ROWS, 2, 2), {}),
     (aten.split_with_sizes.default, (ROWS, [1, 5], -1), {}),
     (aten.chunk.default, (ROWS, 3, 2), {}),
@@ -95,7 +99,10 @@ def test_a_function_computes_what_its_operator_does(
 ) -> None:
     function = lowered(operator)
     assert function is not None
-    torch.testing.assert_close(function(*args, **kwargs), operator(*args, **kwargs))
+    ours, theirs = copy.deepcopy((args, args))
+    torch.testing.assert_close(function(*ours, **kwargs), operator(*theirs, **kwargs))
+    if isinstance(ours[0], Tensor):  # it may write to the first one
+        torch.testing.assert_close(ours[0], theirs[0])
 
 
 def test_every_lowering_is_called_here() -> None:
