@@ -21,8 +21,11 @@ aten = torch.ops.aten
 
 _OWNERS = (torch, torch._C._nn)
 _PREFIXES = {"linalg_": torch.linalg, "fft_": torch.fft, "special_": torch.special}
+# A view of what kernels laid out as they please fails where that is not known; a reshape is the
+# same view where there is one.
 _RENAMED: Mapping[Any, Any] = MappingProxyType(
     {
+        aten.view.default: Tensor.reshape,
         aten._unsafe_view.default: Tensor.reshape,
         aten.lift_fresh_copy.default: Tensor.clone,
         aten.sym_size.int: Tensor.size,
