@@ -7,9 +7,10 @@
 fxprune: trace, analyze, plan with magnitude, rewrite. Torch-Pruning: construction of the pruner and
 its step, on copies made beforehand. Each model has a process of its own with one thread; after a
 warm-up of both, the two alternate, each as often in a row as takes a while, and the ratio of every
-pair is taken. Networks of transformers have the sizes that they were published with. Without names
-it takes the models whose prune by Torch-Pruning ended in the last sweep of the zoo, whatever the
-result computes. One on which it raises, or takes over a minute, is listed and not counted.
+pair is taken. Neither waits for memory that the machine has yet to provide. Networks of
+transformers have the sizes that they were published with. Without names it takes the models whose
+prune by Torch-Pruning ended in the last sweep of the zoo, whatever the result computes. One on
+which it raises, or takes over a minute, is listed and not counted.
 """
 
 from __future__ import annotations
@@ -77,8 +78,13 @@ def _example(value: Any) -> Any:
 def cpu_seconds(
     function: Callable[[nn.Module, Any], object], model: nn.Module, example: Any, times: int = 1
 ) -> float:
-    """CPU time of a prune, the mean of so many in a row."""
+    """CPU time of a prune, the mean of so many in a row.
+
+    A virtual machine is given memory when it first touches it, which takes several times as long as
+    to fill it. As much as the model takes is touched before, and freed.
+    """
     copies = [copy.deepcopy(model) for _ in range(times)]
+    torch.ones(sum(parameter.numel() for parameter in model.parameters()))
     start = time.process_time()
     while copies:
         function(copies.pop(), example)

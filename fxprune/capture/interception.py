@@ -13,9 +13,11 @@ from torch import nn
 
 from fxprune.capture import gradients
 from fxprune.capture.batched import vmapped
+from fxprune.capture.leaves import leaf_base, reads_training
 from fxprune.capture.lines import user_line
 from fxprune.capture.recorder import Recorder
 from fxprune.errors import TraceError
+from fxprune.modules import ByMode
 
 _LOCK = threading.RLock()
 _RECORDER: ContextVar[Recorder | None] = ContextVar("fxprune_recorder", default=None)
@@ -35,7 +37,10 @@ def intercepting() -> Iterator[None]:
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         recorder = _RECORDER.get()
-        if recorder is None or recorder.busy:
+        if recorder is None:
+            return original(module, *args, **kwargs)
+        if recorder.busy:
+            _reach(recorder, module)
             return original(module, *args, **kwargs)
         return recorder.call_module(original, module, args, kwargs)
 
@@ -50,6 +55,15 @@ def intercepting() -> Iterator[None]:
                 yield
         finally:
             owner._call_impl = original
+
+
+def _reach(recorder: Recorder, module: nn.Module) -> None:
+    """Note a module that runs unrecorded: the graph has its mode as it is now."""
+    path = recorder.modules.get(id(module))
+    if path is not None:
+        cls: Any = type(module)
+        depends = reads_training(cls) or leaf_base(module) is not None
+        recorder.reached.setdefault(path, ByMode if depends else cls)
 
 
 @contextlib.contextmanager
@@ -83,11 +97,11 @@ def _dispatched_batches() -> Iterator[None]:
     owner: Any = torch._functorch.apis
     original = owner.vmap_impl
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
         recorder = _RECORDER.get()
-        if recorder is None or recorder.busy:
-            return original(*args, **kwargs)
-        return vmapped(recorder, original, *args, **kwargs)
+        if recorder is None:
+            return original(function, *args, **kwargs)
+        return vmapped(recorder, original, function, *args, **kwargs)
 
     owner.vmap_impl = call
     try:

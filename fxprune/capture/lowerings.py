@@ -6,7 +6,7 @@ A lowering is ordinary torch code: it runs in the place of the module's forward 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from fxprune.capture.operators import LOWERED, function_of
+from fxprune.capture.operators import function_of
 
 
 @dataclass(frozen=True)
@@ -238,9 +238,9 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
 }
 
 
-def lowered(function: Any) -> Callable[..., Any] | None:
+def lowered(function: Any, args: Sequence[Any]) -> Callable[..., Any] | None:
     """The torch code that runs in the place of a function or an operator; None for most."""
     if isinstance(function, OpOverload):
-        found = LOWERED.get(function) or function_of(function)
+        found = function_of(function, args)
         return None if found is function else found
     return FUNCTIONS.get(function)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from types import MappingProxyType
+from types import BuiltinFunctionType, MappingProxyType, MethodDescriptorType
 from typing import Any
 
 import torch
@@ -34,28 +34,51 @@ _RENAMED: Mapping[Any, Any] = MappingProxyType(
 )
 
 
-@cache
-def function_of(operator: OpOverload) -> Any:
-    """The function or method that runs an operator, called as the operator is.
+_ASSIGNED = frozenset({aten.index_put.default, aten.index_put_.default})
+_PYTHON = frozenset({Tensor.split, Tensor.unflatten, Tensor.norm, torch.einsum})
+"""The Python functions among torch's that take what their operators take."""
+
+
+def function_of(operator: OpOverload, args: Sequence[Any]) -> Any:
+    """The function or method that runs an operator on these positional arguments.
 
     The operator itself where torch has none, and where it is not torch's own.
     """
+    if operator in _ASSIGNED and len(args) > 3 and args[3] and any(i is None for i in args[1]):
+        return operator  # neither a method nor an assignment accumulates there
+    if operator in LOWERED:
+        return LOWERED[operator]
+    method, function = _named(operator)
+    if method is not None and args and isinstance(args[0], Tensor):
+        return method
+    return operator if function is None else function
+
+
+@cache
+def _named(operator: OpOverload) -> tuple[Any, Any]:
+    """The method and the function that are called as an operator is, if there are."""
+    if operator in _RENAMED:
+        return _RENAMED[operator], None
     schema = operator._schema
     namespace, name = schema.name.split("::")
     if namespace != "aten":
-        return operator
-    if operator in _RENAMED:
-        return _RENAMED[operator]
-    first = schema.arguments[0] if schema.arguments else None
+        return None, None
+    arguments, method, function = schema.arguments, None, None
+    first = arguments[0] if arguments and not any(a.is_out for a in arguments) else None
     if first is not None and (first.name, str(first.type)) == ("self", "Tensor"):
-        method = getattr(Tensor, name, None)
-        if callable(method):
-            return method
+        method = _taking_the_same(Tensor, name)
     for prefix, module in _PREFIXES.items():
         if name.startswith(prefix):
-            return getattr(module, name.removeprefix(prefix), operator)
-    found = (getattr(owner, name) for owner in _OWNERS if hasattr(owner, name))
-    return next(found, operator)
+            function = _taking_the_same(module, name.removeprefix(prefix))
+    for owner in _OWNERS:
+        function = function or _taking_the_same(owner, name)
+    return method, function
+
+
+def _taking_the_same(owner: Any, name: str) -> Any:
+    found = getattr(owner, name, None)
+    known = isinstance(found, (BuiltinFunctionType, MethodDescriptorType)) or found in _PYTHON
+    return found if known else None
 
 
 def _slice(
@@ -89,13 +112,20 @@ def _index_put(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return _index_put_(x.clone(), *args, **kwargs)
 
 
-def _to(x: Tensor, *, copy: bool = False, **options: Any) -> Tensor:
-    """``to.dtype_layout``, which also says what strided tensors have by themselves."""
+def _to(x: Any, *, copy: bool = False, **options: Any) -> Tensor:
+    """``to.dtype_layout``, which also says what strided tensors have by themselves.
+
+    The dispatcher gives numbers that were made tensors to be promoted as numbers again.
+    """
+    if not isinstance(x, Tensor):
+        x = torch.scalar_tensor(x, dtype=options.get("dtype"))
     wanted = {name: options.get(name) for name in ("dtype", "device", "memory_format")}
-    return x.to(copy=copy, **{name: value for name, value in wanted.items() if value is not None})
+    given = {name: value for name, value in wanted.items() if value is not None}
+    result: Tensor = x.to(copy=copy, **given)
+    return result
 
 
-def _to_copy(x: Tensor, **options: Any) -> Tensor:
+def _to_copy(x: Any, **options: Any) -> Tensor:
     return _to(x, copy=True, **options)
 
 
@@ -117,22 +147,22 @@ def _convolution(
 
 
 def _layer_norm(
-    x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+    x: Tensor, normalized_shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``native_layer_norm``: what nobody reads of the mean and the deviation is left out."""
-    dims = [dim - len(shape) for dim in range(len(shape))]
+    """``native_layer_norm``; dead code is removed where nobody reads the mean or the deviation."""
+    dims = list(range(-len(normalized_shape), 0))
     mean, variance = x.mean(dims, keepdim=True), x.var(dims, correction=0, keepdim=True)
-    return F.layer_norm(x, shape, weight, bias, eps), mean, (variance + eps).rsqrt()
+    return F.layer_norm(x, normalized_shape, weight, bias, eps), mean, (variance + eps).rsqrt()
 
 
 def _group_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, hw: int, groups: int,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, N: int, C: int, HxW: int, group: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """``native_group_norm``, likewise."""
-    parts = x.reshape(x.shape[0], groups, -1)
+    parts = x.reshape(x.shape[0], group, -1)
     mean, variance = parts.mean(-1), parts.var(-1, correction=0)
-    return F.group_norm(x, groups, weight, bias, eps), mean, (variance + eps).rsqrt()
+    return F.group_norm(x, group, weight, bias, eps), mean, (variance + eps).rsqrt()
 
 
 def _attention(

@@ -76,8 +76,6 @@ class Recorder(TorchFunctionMode):
         self.busy = False
         self.autocast = _autocast(self.kind)
 
-    # Arguments ---------------------------------------------------------------------------------
-
     def convert(self, value: Any) -> tuple[Any, Any]:
         """(what the record holds, what the call on meta gets) for an argument."""
         if (kind := type(value)) in ATOMS:
@@ -149,8 +147,6 @@ class Recorder(TorchFunctionMode):
         """The tensor with data behind a constant expression; a TraceError if it is none."""
         return self.replay.tensor(self.convert_tensor(tensor)[0])
 
-    # Results -----------------------------------------------------------------------------------
-
     def track(self, result: Any, index: int, given: set[int] | None, path: Any = ()) -> Any:
         """Remember the tensors in a result; one that is an argument itself becomes an alias."""
         if isinstance(result, Tensor):
@@ -198,8 +194,6 @@ class Recorder(TorchFunctionMode):
         self.measures = True
         return torch.Size([sized(s, size_of, (ref, d), log) for d, s in enumerate(shape)])
 
-    # Calls -------------------------------------------------------------------------------------
-
     def __torch_function__(
         self, func: Any, classes: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -209,7 +203,7 @@ class Recorder(TorchFunctionMode):
         handler = special.HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, args, kwargs)
-        instead = lowered(func)
+        instead = lowered(func, args)
         if instead is not None:
             with self:
                 return instead(*args, **kwargs)
@@ -279,8 +273,6 @@ class Recorder(TorchFunctionMode):
         with self.paused():
             module = gradients.custom_gradient(cls, tuple(self.convert(a)[1] for a in args))
         return self.leaf(type(module), module, *args)
-
-    # Modules -----------------------------------------------------------------------------------
 
     def call_module(self, original: Any, module: nn.Module, args: Any, kw: Any) -> Any:
         """What `module(*args, **kw)` does during capture."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import operator
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -10,7 +12,10 @@ from typing import Any
 import torch
 import torch.utils._device
 from torch import Tensor
-from torch._ops import OpOverload
+from torch._ops import OpOverload, OpOverloadPacket
+
+from fxprune.capture.lines import user_line
+from fxprune.errors import TraceError
 
 ATOMS = frozenset(
     {int, float, bool, str, type(None), complex, torch.dtype, torch.device, torch.memory_format,
@@ -161,13 +166,32 @@ def as_documented(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The same call with the names of torch's documentation, not numpy's, and its first argument
-    by position.
+    by position, or as many as can be of an operator.
     """
+    called = _overload(func) if kwargs else None
+    if called is not None:
+        return _by_position(called, args, kwargs)
     if not kwargs or "quantize" in getattr(func, "__name__", ""):
         return args, kwargs
     named = {_NUMPY_NAMES.get(name, name): value for name, value in kwargs.items()}
     first = next((name for name in _FIRST if name in named), None)
     return (args, named) if args or first is None else ((named.pop(first),), named)
+
+
+def _overload(target: Any) -> OpOverload | None:
+    """The operator's overload that a call of `target` runs, if it has only one."""
+    if isinstance(target, OpOverloadPacket) and len(target.overloads()) == 1:
+        target = getattr(target, target.overloads()[0])
+    return target if isinstance(target, OpOverload) else None
+
+
+def _by_position(
+    operator: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    names = [a.name for a in operator._schema.arguments[len(args) :] if not a.kwarg_only]
+    given = tuple(itertools.takewhile(kwargs.__contains__, names))
+    rest = {name: value for name, value in kwargs.items() if name not in given}
+    return (*args, *(kwargs[name] for name in given)), rest
 
 
 def target_of(
@@ -186,12 +210,30 @@ def target_of(
     return method[0], name, args
 
 
+@functools.cache
+def _writes(operator: OpOverload) -> bool:
+    """Whether an operator writes into its first argument; TraceError if it does into another."""
+    schema = operator._schema
+    written = [
+        place
+        for place, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    if any(written):
+        raise TraceError(
+            f"{user_line()}: the model calls {schema.name}, which writes into its argument "
+            f"{schema.arguments[written[-1]].name!r}. A graph can only follow writes into the "
+            "first one: return a new tensor, or make it the first."
+        )
+    return bool(written)
+
+
 def mutates(op: str, target: Any, kwargs: dict[str, Any]) -> bool:
     """Whether the operation writes into its first argument (or into `out=`)."""
     if target is operator.setitem or kwargs.get("out") is not None or kwargs.get("inplace") is True:
         return True
-    if isinstance(target, OpOverload):
-        first = target._schema.arguments[:1]
-        return any(a.alias_info is not None and a.alias_info.is_write for a in first)
+    called = _overload(target)
+    if called is not None:
+        return _writes(called)
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     return op != "call_module" and name.endswith("_") and not name.endswith("__")

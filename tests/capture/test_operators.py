@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -93,11 +94,14 @@ CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("operator", "args", "kwargs"), CALLS, ids=lambda v: str(v)[:40])
+IDS = [f"{place}-{operator}" for place, (operator, *_) in enumerate(CALLS)]
+
+
+@pytest.mark.parametrize(("operator", "args", "kwargs"), CALLS, ids=IDS)
 def test_a_function_computes_what_its_operator_does(
     operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    function = lowered(operator)
+    function = lowered(operator, args)
     assert function is not None
     ours, theirs = copy.deepcopy((args, args))
     torch.testing.assert_close(function(*ours, **kwargs), operator(*theirs, **kwargs))
@@ -109,10 +113,92 @@ def test_every_lowering_is_called_here() -> None:
     assert set(LOWERED) <= {operator for operator, *_ in CALLS}
 
 
-def test_operators_of_others_stay() -> None:
-    op = torch.ops.prims.broadcast_in_dim.default
-    assert function_of(op) is op
-    assert lowered(op) is None
+@pytest.mark.parametrize(
+    ("operator", "args"),
+    [
+        (torch.ops.prims.broadcast_in_dim.default, (ROWS, [2, 5, 6], [0, 1, 2])),
+        # These functions of torch's are called in other ways.
+        (aten.stft.default, (real(40), 8, 4)),
+        (aten.tensordot.default, (real(2, 3), real(3, 4), [1], [0])),
+        (aten.block_diag.default, ([real(2, 3), real(1, 2)],)),
+        (aten.index_put.default, (ROWS, [None, torch.tensor([0])], real(2, 1, 6), True)),
+    ],
+    ids=["broadcast", "stft", "tensordot", "block_diag", "index_put"],
+)
+def test_operators_without_a_function_stay(operator: Any, args: tuple[Any, ...]) -> None:
+    assert function_of(operator, args) is operator
+    assert lowered(operator, args) is None
+
+
+class Called(nn.Module):
+    """Calls `body` between two layers."""
+
+    def __init__(self, body: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.body = nn.Linear(4, 6), nn.Linear(6, 3), body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.body(torch.tanh(self.first(x))))
+
+
+@torch.library.custom_op("fxprune_tests::scale_", mutates_args=("x",))
+def scale_(x: Tensor, by: float) -> None:
+    x.mul_(by)
+
+
+@scale_.register_fake
+def _(x: Tensor, by: float) -> None:
+    return None
+
+
+@torch.library.custom_op("fxprune_tests::scale_into", mutates_args=("out",))
+def scale_into(x: Tensor, out: Tensor) -> None:
+    out.copy_(x * 2)
+
+
+@scale_into.register_fake
+def _(x: Tensor, out: Tensor) -> None:
+    return None
+
+
+def scaled(call: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
+    def body(x: Tensor) -> Tensor:
+        x = x * 1
+        call(x)
+        return x
+
+    return body
+
+
+ops = torch.ops.fxprune_tests
+BODIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "a number first": lambda x: aten.sub.Tensor(1, x) * aten.mul.Tensor(2.0, x),
+    "all by name": lambda x: aten.add.Tensor(self=x, other=x),
+    "a part by name": lambda x: aten.slice.Tensor(self=x, dim=1, start=0) * 2,
+    "a norm by name": lambda x: aten.native_layer_norm.default(
+        x, normalized_shape=[6], weight=None, bias=None, eps=1e-5
+    )[0],
+    "out": lambda x: aten.add.out(x.detach(), x.detach(), out=torch.empty_like(x)),
+    "in place": scaled(lambda x: aten.mul_.Tensor(x, 2.0)),
+    "scaled": scaled(lambda x: scale_(x, 2.0)),
+    "scaled by packet": scaled(lambda x: ops.scale_(x, 2.0)),
+    "scaled by name": scaled(lambda x: ops.scale_.default(x=x, by=2.0)),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_operators_that_a_model_calls_are_followed(name: str) -> None:
+    model, x = Called(BODIES[name]).double().eval(), real(4, 4)
+    traced = fxprune.trace(model, x)
+    other = real(7, 4)
+    torch.testing.assert_close(traced(other), model(other))
+
+
+def test_writes_into_other_arguments_than_the_first_are_refused() -> None:
+    model = Called(scaled(lambda x: scale_into(torch.ones_like(x), x))).eval()
+    message = r"test_operators.py:\d+: the model calls fxprune_tests::scale_into, .* argument 'out'"
+    with pytest.raises(fxprune.TraceError, match=message):
+        fxprune.trace(model, torch.randn(4, 4))
 
 
 class Convolutions(nn.Module):

@@ -103,6 +103,125 @@ def test_sizes_within_follow_the_inputs() -> None:
     torch.testing.assert_close(traced(tokens), model(tokens))
 
 
+LARGER = torch.vmap(lambda row: row * 2)
+
+
+def branches(model: Members, x: Tensor) -> Tensor:
+    return torch.vmap(lambda c: c * 2 if c.shape[0] > 100 else c * 3, in_dims=1, out_dims=1)(x)
+
+
+def rounds(model: Members, x: Tensor) -> Tensor:
+    return torch.vmap(lambda c: c * (len(c) // 64 + 1), in_dims=1, out_dims=1)(x)
+
+
+def branches_outside(model: Members, x: Tensor) -> Tensor:
+    return torch.vmap(lambda row: row * 2 if x.size(0) > 100 else row * 3)(x)
+
+
+@pytest.mark.parametrize("body", [branches, rounds, branches_outside])
+def test_sizes_that_functions_ask_for_are_fixed(body: Body) -> None:
+    model = Members(body).double().eval()
+    traced = fxprune.trace(model, torch.randn(5, 7, dtype=torch.float64))
+    assert traced.meta["fxprune"].dynamic == {"x": ()}
+
+
+def of_features(model: Members, x: Tensor) -> Tensor:
+    return torch.vmap(lambda row: row / row.shape[0] * (2 if row.numel() == 6 else 3))(x)
+
+
+def on_its_device(model: Members, x: Tensor) -> Tensor:
+    def row(features: Tensor) -> Tensor:
+        assert features.device.type == "cpu"
+        assert not features.is_meta
+        place = torch.arange(6, device=features.device).to(features.dtype)
+        return features * place + torch.zeros(6, device=features.device, dtype=features.dtype)
+
+    return torch.vmap(row)(x)
+
+
+def of_what_learns(model: Members, x: Tensor) -> Tensor:
+    def weight(w: Tensor) -> Tensor:
+        return w.sum() * (2 if w.requires_grad else 3) * (5 if model.biases.requires_grad else 7)
+
+    return x * torch.vmap(weight)(model.weights).sum()
+
+
+def indexed(model: Members, x: Tensor) -> Tensor:
+    order = torch.tensor([3, 1, 0, 2, 5, 4])
+    x = torch.vmap(lambda row: row[order])(x)
+    return torch.vmap(lambda row, place: row * row[place], in_dims=(0, None))(x, order)
+
+
+def assigned(model: Members, x: Tensor) -> Tensor:
+    def row(features: Tensor) -> Tensor:
+        out = features.clone()
+        out[1:] = features[:-1]
+        return out.view(2, 3).t_().transpose_(0, 1).reshape(6)
+
+    return torch.vmap(row)(x)
+
+
+def normed(model: Members, x: Tensor) -> Tensor:
+    x = torch.vmap(lambda row: F.layer_norm(row, (6,)))(x)
+    return torch.vmap(nn.BatchNorm1d(6).double().eval())(x.unsqueeze(1))[:, 0]
+
+
+@pytest.mark.parametrize(
+    "body", [of_features, on_its_device, of_what_learns, indexed, assigned, normed]
+)
+def test_what_functions_ask_and_do_is_followed(body: Body) -> None:
+    torch.manual_seed(0)
+    model = Members(body).double().eval()
+    x, other = (torch.randn(n, 7, dtype=torch.float64) for n in (5, 8))
+    traced = fxprune.trace(model, x)
+    assert traced.meta["fxprune"].dynamic == {"x": (0,)}
+    torch.testing.assert_close(traced(other), model(other))
+
+
+def test_layers_within_are_pruned() -> None:
+    model = Members(lambda model, x: model.head(normed(model, x)[:, :4])).double().eval()
+    x, other = (torch.randn(n, 7, dtype=torch.float64) for n in (5, 8))
+    traced = fxprune.trace(model, x)
+    plan = fxprune.plan(fxprune.analyze(traced), sparsity=0.5)
+    assert fxprune.verify(traced, plan, fxprune.rewrite(traced, plan), other).ok
+
+
+class ByTraining(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (2.0 if self.training else 3.0)
+
+
+class Mapped(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.first, self.layer = nn.Linear(4, 6), layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(self.layer, randomness="different")(self.first(x))
+
+
+def test_the_mode_of_layers_within_is_followed() -> None:
+    model, x = Mapped(ByTraining()).double(), torch.randn(5, 4, dtype=torch.float64)
+    traced = fxprune.trace(model, x)
+    for training in (False, True):
+        model.train(training)
+        traced.train(training)
+        torch.testing.assert_close(traced(x), model(x))
+
+
+def test_dropout_within_is_noted() -> None:
+    traced = fxprune.trace(Mapped(nn.Dropout(0.5)), torch.randn(5, 4))
+    (note,) = traced.meta["fxprune"].mode_notes
+    assert "draws random numbers" in note
+
+
+def test_vmap_is_left_as_it_was() -> None:
+    with pytest.raises(fxprune.TraceError):
+        fxprune.trace(Members(draws).eval(), torch.randn(5, 7))
+    assert torch._functorch.apis.vmap_impl is torch._functorch.vmap.vmap_impl
+    assert torch.equal(LARGER(torch.ones(2, 3)), torch.full((2, 3), 2.0))
+
+
 def draws(model: Members, x: Tensor) -> Tensor:
     return torch.vmap(lambda row: row + torch.rand(6), randomness="different")(x)
 

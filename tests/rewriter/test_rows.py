@@ -195,7 +195,9 @@ def test_positions_that_no_row_renumbers_are_an_error(
     monkeypatch: pytest.MonkeyPatch, pick: Callable[[Tensor], Tensor], width: int
 ) -> None:
     # The network that came out read other channels, and only `verify` said so.
-    monkeypatch.setattr(recorder, "lowered", lambda function: None)  # as in graphs of other tracers
+    monkeypatch.setattr(
+        recorder, "lowered", lambda function, args: None
+    )  # as in graphs of other tracers
     model = alive(Middle(Case(lambda m, x: pick(x), width)))
     graph, analysis = traced(model, torch.randn(2, 4, 5).double())
     with pytest.raises(RewriteError, match="picks positions of a dimension that loses some"):
