@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -13,10 +14,12 @@ from torch import Tensor
 from torch._C import _len_torch_function_stack
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from fxprune.capture import targets
 from fxprune.capture.lines import user_line
 from fxprune.capture.recorder import Recorder
+from fxprune.capture.sizes import SizeFloat, SizeInt, numel_of, size_of
 from fxprune.capture.special import HANDLERS
 from fxprune.errors import TraceError
 from fxprune.meta_kernels import PlainDispatchMode
@@ -31,8 +34,9 @@ def vmapped(
     """What `run`, which calls `function` on batched tensors, does during capture.
 
     Torch functions see tensors without their batch there, that nobody outside knows. The dispatcher
-    gives the batch back, and what passes it is recorded. It knows of no sizes, so that those that
-    the function asks for must be the same in every run.
+    gives the batch back, and what passes it is recorded. Numbers do not remember there what sizes
+    they were made of: those that the function asks for must be the same in every run, and so must
+    those that were rounded before.
     """
     if recorder.busy:  # a vmap in a function under another one
         return run(function, *args, **kw)
@@ -61,6 +65,9 @@ class _Questions(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, (SizeInt, SizeFloat)) and _rounds(value):
+                self._same_in_every_run([*_measured(value)])
         if func in _KINDS:
             return HANDLERS[func](self.recorder, func, args, kwargs)
         result = func(*args, **kwargs)
@@ -76,6 +83,22 @@ class _Questions(TorchFunctionMode):
             self.recorder.constants[name] = torch.tensor(sizes)
 
 
+def _rounds(size: Any) -> bool:
+    """Whether a size need not follow those that it was made of at other ones than were tried."""
+    parts = (part for part in size.args if isinstance(part, (SizeInt, SizeFloat)))
+    return size.fn not in _FOLLOWING or any(map(_rounds, parts))
+
+
+def _measured(size: Any) -> Iterator[int]:
+    """The sizes of tensors that a size was made of."""
+    if size.fn in (size_of, numel_of):
+        yield int(size)
+    for part in size.args:
+        if isinstance(part, (SizeInt, SizeFloat)):
+            yield from _measured(part)
+
+
+_FOLLOWING = frozenset({size_of, numel_of, operator.add, operator.sub, operator.mul})
 _KINDS = frozenset({targets.DEVICE, targets.REQUIRES_GRAD, Tensor.get_device, *targets.IS_PROPERTY})
 _SIZES = frozenset(
     {targets.SHAPE, Tensor.size, Tensor.__len__, Tensor.numel, Tensor.nelement, torch.numel}

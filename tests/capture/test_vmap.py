@@ -118,11 +118,21 @@ def branches_outside(model: Members, x: Tensor) -> Tensor:
     return torch.vmap(lambda row: row * 2 if x.size(0) > 100 else row * 3)(x)
 
 
-@pytest.mark.parametrize("body", [branches, rounds, branches_outside])
+def rounds_outside(model: Members, x: Tensor) -> Tensor:
+    times = x.shape[0] // 64 + 1
+    return torch.vmap(lambda row: row * times)(x)
+
+
+@pytest.mark.parametrize("body", [branches, rounds, branches_outside, rounds_outside])
 def test_sizes_that_functions_ask_for_are_fixed(body: Body) -> None:
     model = Members(body).double().eval()
     traced = fxprune.trace(model, torch.randn(5, 7, dtype=torch.float64))
     assert traced.meta["fxprune"].dynamic == {"x": ()}
+
+
+def of_a_size_outside(model: Members, x: Tensor) -> Tensor:
+    twice = 2 * x.shape[0] + 1
+    return torch.vmap(lambda row: row * twice)(x)
 
 
 def of_features(model: Members, x: Tensor) -> Tensor:
@@ -167,7 +177,8 @@ def normed(model: Members, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "body", [of_features, on_its_device, of_what_learns, indexed, assigned, normed]
+    "body",
+    [of_a_size_outside, of_features, on_its_device, of_what_learns, indexed, assigned, normed],
 )
 def test_what_functions_ask_and_do_is_followed(body: Body) -> None:
     torch.manual_seed(0)
