@@ -48,13 +48,25 @@ def intercepting() -> Iterator[None]:
         recorder = _RECORDER.get()
         return NotImplemented if recorder is None else recorder.apply(cls, args)
 
-    with _LOCK:
-        try:
-            owner._call_impl = call
-            with gradients.intercepted(apply), _inlined_scripts(), _dispatched_batches():
-                yield
-        finally:
-            owner._call_impl = original
+    with (
+        _LOCK,
+        _replaced(owner, "_call_impl", call),
+        gradients.intercepted(apply),
+        _inlined_scripts(),
+        _dispatched_batches(),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value in an attribute meanwhile."""
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
 
 
 def _reach(recorder: Recorder, module: nn.Module) -> None:
@@ -84,11 +96,8 @@ def _inlined_scripts() -> Iterator[None]:
             )
         return script._torchdynamo_inline(*args, **kwargs)
 
-    scripts.__call__ = call
-    try:
+    with _replaced(scripts, "__call__", call):
         yield
-    finally:
-        scripts.__call__ = original
 
 
 @contextlib.contextmanager
@@ -103,11 +112,8 @@ def _dispatched_batches() -> Iterator[None]:
             return original(function, *args, **kwargs)
         return vmapped(recorder, original, function, *args, **kwargs)
 
-    owner.vmap_impl = call
-    try:
+    with _replaced(owner, "vmap_impl", call):
         yield
-    finally:
-        owner.vmap_impl = original
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ def _shape(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return recorder.sizes(args[0])
 
 
-@_handles(Tensor.size, torch.ops.aten.sym_size.int)
+@_handles(Tensor.size)
 def _size(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     shape = recorder.sizes(args[0])
     dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
@@ -56,7 +56,7 @@ def _len(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return shape[0]
 
 
-@_handles(Tensor.numel, Tensor.nelement, torch.numel, torch.ops.aten.sym_numel.default)
+@_handles(Tensor.numel, Tensor.nelement, torch.numel)
 def _numel(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     tensor = args[0] if args else kwargs["input"]
     value = tensor.numel()

@@ -297,8 +297,8 @@ def _summed_dims(record: Record, name: str, layout: Layout, held: set[Atom]) -> 
 
     A matrix between units and themselves holds them twice, and is summed over one dimension.
     """
-    dims = _dims_with(layout, held)
-    return [d for d in dims if d in _inner(record, name, len(layout))] or dims
+    dims, inner = _dims_with(layout, held), _inner(record, name, len(layout))
+    return [dim for dim in dims if dim in inner] or dims
 
 
 def _inner(record: Record, name: str, rank: int) -> set[int]:
