@@ -26,13 +26,13 @@ class Selection:
         self.plan = plan
         self._maps = UnitMaps()
         self._widths: dict[int, int] = {}
-        self._slicer = Slicer(plan)
+        self.slicer = Slicer(plan)
 
     @cached_property
     def _kept(self) -> dict[str, Tensor]:
         """Per pruned group, which units stay: bool [contexts, size]."""
-        plan = self.plan
-        return {n: plan.kept_mask(n).reshape(plan.group(n).contexts, -1) for n in plan.kept_units}
+        groups = map(self.plan.group, self.plan.kept_units)
+        return {g.name: self.slicer.kept_mask(g).reshape(g.contexts, -1) for g in groups}
 
     def width(self, axis: Axis) -> int:
         """The size of an axis after pruning."""
@@ -123,7 +123,7 @@ class Selection:
             return None
         shape = tuple(axis.size for axis in layout)
         flat = torch.arange(math.prod(shape)).reshape(shape)
-        return self._slicer(flat, self._memberships(layout))
+        return self.slicer(flat, self._memberships(layout))
 
     def _memberships(self, layout: Sequence[Axis]) -> Iterator[Membership]:
         grouped = self.analysis.grouped

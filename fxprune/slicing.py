@@ -34,17 +34,19 @@ class Slicer:
     """Slices tensors by a plan; what members have in common is computed once."""
 
     def __init__(self, plan: PruningPlan) -> None:
-        self._plan = plan
+        self.plan = plan
         self._kept: dict[str, Tensor] = {}
         self._indices: dict[tuple[Any, ...], tuple[Sequence[Membership], Tensor | None]] = {}
 
     def __call__(self, tensor: Tensor, memberships: Iterable[Membership]) -> Tensor:
-        """What the plan leaves of a parameter, in a tensor of its own and in its memory format.
+        """What the plan leaves of a parameter, detached, in a tensor of its own and in its memory
+        format.
 
         Along a dimension whose kept indices depend on another one (the channels of a grouped
         convolution, chosen per group), each index of that other dimension gathers its own. Raises
         PlanError if they keep unequal numbers.
         """
+        tensor = tensor.detach()
         rank, shape = tensor.dim(), tuple(tensor.shape)
         plain: dict[int, list[Membership]] = {}
         crossed: dict[int, Tensor] = {}
@@ -53,7 +55,7 @@ class Slicer:
             if len(member.dims) == 1:
                 plain.setdefault(member.dim, []).append((group, member))
             else:
-                mask = member.spread(self._mask(group), group, True, rank)
+                mask = member.spread(self.kept_mask(group), group, True, rank)
                 crossed[member.dim] = mask & crossed.get(member.dim, torch.tensor(True))
         found = {dim: self._index(plain[dim]) for dim in sorted(plain)}
         indices = {dim: index for dim, index in found.items() if index is not None}
@@ -68,38 +70,40 @@ class Slicer:
 
     def values(self) -> dict[str, Tensor]:
         """What the plan leaves of its new values."""
-        return {n: self(value, self._memberships(n)) for n, value in self._plan.values.items()}
+        return {n: self(value, self._memberships(n)) for n, value in self.plan.values.items()}
 
     def added_biases(self) -> dict[str, Tensor]:
         """What the plan leaves of the biases that it gives to layers without."""
-        return {n: self(self._plan.values[n], self._memberships(n)) for n in self._plan.added}
+        return {n: self(self.plan.values[n], self._memberships(n)) for n in self.plan.added}
 
     def kept_entries(self, name: str) -> Tensor:
         """Where in the original's parameter or buffer the entries that stay are: flat, int64.
 
         Of a bias that the original's layer lacks: where it would be. PlanError for other names.
         """
-        shape = self._plan.shape_of(name)
+        shape = self.plan.shape_of(name)
         index = torch.arange(math.prod(shape)).reshape(shape)
         return self(index, self._memberships(name))
 
     def _memberships(self, name: str) -> Sequence[Membership]:
         """Those of a parameter; of a bias that its layer lacks, those of the weight's rows."""
-        aliases = self._plan.aliases
+        aliases = self.plan.aliases
         own = aliases.get(name, name)
-        if own in self._plan.shapes:
-            return self._members.get(own, ())
+        if own in self.plan.shapes:
+            return self.members.get(own, ())
         weight = weight_beside(name) or ""
-        rows = self._members.get(aliases.get(weight, weight), ())
+        rows = self.members.get(aliases.get(weight, weight), ())
         return [(group, member) for group, member in rows if member.dims == (0,)]
 
     @cached_property
-    def _members(self) -> Mapping[str, Sequence[Membership]]:
-        return members_by_parameter(self._plan)
+    def members(self) -> Mapping[str, Sequence[Membership]]:
+        """The memberships of every parameter that the plan cuts."""
+        return members_by_parameter(self.plan)
 
-    def _mask(self, group: Group) -> Tensor:
+    def kept_mask(self, group: Group) -> Tensor:
+        """Which units of a group stay: bool, of its shape."""
         if group.name not in self._kept:
-            self._kept[group.name] = self._plan.kept_mask(group)
+            self._kept[group.name] = self.plan.kept_mask(group)
         return self._kept[group.name]
 
     def _index(self, memberships: Sequence[Membership]) -> Tensor | None:
@@ -107,7 +111,7 @@ class Slicer:
         key = tuple((group.name, id(m.unit), id(m.context)) for group, m in memberships)
         if key not in self._indices:
             masks = [
-                m.spread(self._mask(group), group, True, m.dim + 1) for group, m in memberships
+                m.spread(self.kept_mask(group), group, True, m.dim + 1) for group, m in memberships
             ]
             mask = reduce(torch.logical_and, (mask.reshape(-1) for mask in masks))
             index = None if bool(mask.all()) else mask.nonzero()[:, 0]
@@ -121,28 +125,31 @@ def slice_parameter(tensor: Tensor, memberships: Iterable[Membership], plan: Pru
 
 
 def _select(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
-    """The entries at the given indices of some dimensions.
+    """The entries at the given indices of some dimensions, in the tensor's memory format.
 
-    Of a large tensor in blocks of rows: selecting one whole dimension after the other would keep a
-    second tensor, at times a larger one than the result.
+    Along several dimensions of a large tensor in blocks of rows: selecting one whole dimension
+    after the other would keep a second tensor, at times a larger one than the result.
     """
-    within = {dim: index.to(tensor.device) for dim, index in indices.items()}
-    if tensor.numel() <= _BLOCK or not within:
-        for dim, index in within.items():
-            tensor = tensor.index_select(dim, index)
+    if not indices:
         return tensor
+    within = {dim: index.to(tensor.device) for dim, index in indices.items()}
     shape = [len(within[d]) if d in within else size for d, size in enumerate(tensor.shape)]
     result = torch.empty(
         shape, dtype=tensor.dtype, device=tensor.device, memory_format=_memory_format(tensor)
     )
-    kept = within.pop(0, None)
+    last, index = within.popitem()
     rows = max(1, _BLOCK * shape[0] // max(result.numel(), 1))
+    if not within or rows >= shape[0]:
+        for dim, other in within.items():
+            tensor = tensor.index_select(dim, other)
+        return torch.index_select(tensor, last, index, out=result)
+    kept = within.pop(0, None)
     for start in range(0, shape[0], rows):
         here = slice(start, start + rows)
         block = tensor[here] if kept is None else tensor.index_select(0, kept[here])
-        for dim, index in within.items():
-            block = block.index_select(dim, index)
-        result[here] = block
+        for dim, other in within.items():
+            block = block.index_select(dim, other)
+        torch.index_select(block, last, index, out=result[here])
     return result
 
 

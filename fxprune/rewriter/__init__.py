@@ -28,7 +28,6 @@ from fxprune.rewriter.rows import find_row
 from fxprune.rewriter.site import Site
 from fxprune.rules.base import Layout
 from fxprune.selection import Selection
-from fxprune.slicing import Slicer
 from fxprune.walks import module_at
 
 _BY_POSITION = frozenset(
@@ -58,8 +57,8 @@ class _Rewriter:
         self.analysis = analysis
         self.selection = Selection(analysis, plan)
         self.traced = analysis.traced
-        self.copier = ModuleCopier(self.traced, plan, share)
-        self.added = Slicer(plan).added_biases()
+        self.copier = ModuleCopier(self.traced, self.selection.slicer, share)
+        self.added = self.selection.slicer.added_biases()
         self.root = nn.Module().train(self.traced.training)
         self.graph = fx.Graph()
         self.nodes: dict[fx.Node, fx.Node] = {}

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fxprune.capture.metacopy import shallow_copy
-from fxprune.plans import PruningPlan
 from fxprune.rewriter.rows import convolution_groups, norm_groups, shuffle_channels
 from fxprune.rewriter.site import Site
-from fxprune.slicing import Slicer, members_by_parameter
+from fxprune.slicing import Slicer
 from fxprune.walks import named_tensors
 
 _HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith(("_hooks", "_with_kwargs")))
@@ -24,11 +23,10 @@ _HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith(("_hooks", "_
 class ModuleCopier:
     """Copies a module tree with sliced parameters. Ties of parameters and of modules survive."""
 
-    def __init__(self, root: nn.Module, plan: PruningPlan, share: bool) -> None:
-        self._slice = Slicer(plan)
+    def __init__(self, root: nn.Module, slicer: Slicer, share: bool) -> None:
+        self._slice = slicer
         self._share = share
-        self._values = plan.values
-        self._members = members_by_parameter(plan)
+        self._values = slicer.plan.values
         self._tensors: dict[int, Tensor] = {}
         self._modules: dict[int, nn.Module] = {}
         self._names = {id(t): name for name, t in named_tensors(root)}
@@ -58,7 +56,7 @@ class ModuleCopier:
 
     def _new_tensor(self, old: Tensor) -> Tensor:
         name = self._names.get(id(old), "")
-        members, edited = self._members.get(name), self._values.get(name)
+        members, edited = self._slice.members.get(name), self._values.get(name)
         if members is None and edited is None and self._share:
             return old
         data = old.detach() if edited is None else edited.to(old.device, old.dtype)
