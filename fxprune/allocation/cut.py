@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -92,9 +92,7 @@ class Cut:
             [_fixed(own, group.size) for own, group in zip(limits, self.groups, strict=True)]
         )
         ranked = [number for number, own in enumerate(limits) if own.sparsity is None]
-        candidates = [
-            Candidate(self._slots[n], limits[n].widths(self.groups[n].size)) for n in ranked
-        ]
+        candidates = [self._candidate(number, limits[number]) for number in ranked]
         steps = self.scope(candidates, lambda: [self._kind(n) for n in ranked])
         steps = replace(steps, owner=torch.tensor(ranked, dtype=torch.int64)[steps.owner])
         if self.goal.budget is None:
@@ -106,12 +104,13 @@ class Cut:
         counts: list[int] = (fixed + steps.counts(count, len(self.groups))).tolist()
         return counts
 
-    @cached_property
-    def _slots(self) -> list[Tensor]:
-        return [
-            mean_slots(self.normaliser(self.scores[group.name].to("cpu", torch.float64)))
-            for group in self.groups
-        ]
+    def _candidate(self, number: int, limits: Limits) -> Candidate:
+        size = self.groups[number].size
+        return Candidate(size, limits.widths(size), partial(self._slots, number))
+
+    def _slots(self, number: int) -> Tensor:
+        scores = self.scores[self.groups[number].name]
+        return mean_slots(self.normaliser(scores.to("cpu", torch.float64)))
 
     def _kind(self, number: int) -> object:
         return kind_of(self.groups[number], self.analysis)

@@ -24,18 +24,15 @@ Kinds: TypeAlias = Callable[[], Sequence[object]]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A group that may be cut: the ascending scores of its unit slots, and its possible widths.
+    """A group that may be cut: its number of unit slots, its possible widths, and slots' scores.
 
     widths  descending, all below the number of slots
+    slots   gives the scores, ascending, to a scope that compares them
     """
 
-    slots: Tensor
+    size: int
     widths: range
-
-    @property
-    def size(self) -> int:
-        """Number of slots."""
-        return len(self.slots)
+    slots: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,9 +55,9 @@ class Steps:
 
     def up_to(self, sparsity: float) -> int:
         """How many steps have a level of at most that sparsity."""
-        most = {int(total): share(sparsity, int(total)) for total in self.total.unique()}
-        allowed = torch.tensor([most[total] for total in self.total.tolist()])
-        return int((self.removed <= allowed).sum()) if len(self) else 0
+        totals, which = self.total.unique(return_inverse=True)
+        allowed = totals.new_tensor([share(sparsity, total) for total in totals.tolist()])
+        return int((self.removed <= allowed[which]).sum())
 
     def counts(self, steps: int, groups: int) -> Tensor:
         """How many units each of the groups has lost after the first `steps` steps: int64."""
@@ -95,7 +92,7 @@ def _means(candidates: Sequence[Candidate], removals: Sequence[Removal]) -> Tens
     """The mean score of the slots that go in each of these steps."""
     scores = [torch.zeros(0, dtype=torch.float64)]
     for number, before, after in removals:
-        slots = candidates[number].slots
+        slots = candidates[number].slots()
         sums = torch.cat([slots.new_zeros(1), slots.cumsum(0)])
         means = (sums[after] - sums[before]) / (after - before)
         single = bool((after - before == 1).all())

@@ -15,7 +15,7 @@ from fxprune.criteria.binding import Scorer
 from fxprune.errors import AnalysisError
 from fxprune.groups import Group, Member
 
-_BLOCK = 1 << 17  # entries
+_BLOCK = 1 << 15  # entries
 WEIGHTS = frozenset({"producer", "consumer"})
 
 Dims: TypeAlias = tuple[int, ...]

@@ -116,7 +116,7 @@ def test_isomorphic_agrees_with_its_definition(
     case: list[tuple[list[float], int]], sparsity: float
 ) -> None:
     slots = [torch.tensor(sorted(scores), dtype=torch.float64) for scores, _ in case]
-    candidates = [Candidate(s, Limits().widths(len(s))) for s in slots]
+    candidates = [Candidate(len(s), Limits().widths(len(s)), s.clone) for s in slots]
     steps = isomorphic(candidates, lambda: [kind for _, kind in case])
     counts = steps.counts(steps.up_to(sparsity), len(case)).tolist()
     scores = {f"g{i}": own for i, (own, _) in enumerate(case)}
