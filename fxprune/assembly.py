@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +25,7 @@ def copy_node(graph: fx.Graph, node: fx.Node, copies: Mapping[fx.Node, fx.Node])
     """`graph.node_copy`, without that search. copies: the nodes that `node` reads -> theirs."""
     args, kwargs = (fx.node.map_arg(a, copies.__getitem__) for a in (node.args, node.kwargs))
     new = graph.create_node(node.op, node.target, name=node.name, type_expr=node.type)
-    new.meta = copy.copy(node.meta)
+    new.meta.update(node.meta)
     return _with_arguments(new, args, kwargs)
 
 

@@ -92,7 +92,8 @@ class _Narrowing:
         if (ordered, id(layout)) in self._known:
             return
         self._known[ordered, id(layout)] = layout
-        if self.found.keys().isdisjoint(self.atoms(layout)):
+        parts = map(self._nesting.parts, layout)
+        if all(self.found.keys().isdisjoint(atoms) for atoms in parts):
             return
         key = ordered, tuple(id(find(axis)) for axis in layout)
         if key not in self._seen:

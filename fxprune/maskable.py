@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any, TypeAlias
 
 import torch
@@ -277,8 +278,7 @@ def _probe(record: Record, fills: tuple[float | None, ...], position: int) -> fl
     is NaN. In one more run they are zero, and what is not finite then does not count: to divide by
     zero is wrong with all units, too.
     """
-    generator = torch.Generator().manual_seed(0)
-    samples = torch.randn((_SAMPLES, len(fills)), generator=generator, dtype=torch.float64)
+    samples = _samples(len(fills)).clone()  # the op may write to it
     # At once, but for ops that take a tensor without dimensions: it may have to stay one.
     single = any(t.dim() == 0 for t in record.call.tensors())
     runs = samples.split(1) if single else (samples,)
@@ -293,6 +293,14 @@ def _probe(record: Record, fills: tuple[float | None, ...], position: int) -> fl
     every = torch.cat([result, zero[torch.isfinite(zero)]])
     first = float(every[0])
     return first if bool((every == first).all()) else ANY
+
+
+@cache
+def _samples(operands: int) -> Tensor:
+    """The same numbers for every op of so many operands: float64 [_SAMPLES, operands]."""
+    generator = torch.Generator().manual_seed(0)
+    shape = _SAMPLES, operands
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _run(record: Record, fills: tuple[float | None, ...], samples: Tensor) -> list[Tensor]:

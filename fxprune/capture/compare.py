@@ -20,6 +20,8 @@ from fxprune.capture.sizes import SizeFloat, SizeInt, plain, size_of
 Known = Mapping[Expr, tuple[tuple[int, ...], int]]
 #: looks at the index of a record, at it, and at whether forward asked for a size; raises Mismatch
 Check = Callable[[int, Record, bool], None]
+_LITERALS = frozenset({bool, int, float, str, type(None), Ref, Attr})
+"""Types of which equal values are the same in every way."""
 # Functions that may be constant at the sizes tried and not at others.
 _UNEVEN = frozenset({operator.mod, math.ceil, math.floor, math.trunc, round})
 
@@ -110,18 +112,18 @@ def _merge_record(group: tuple[Record, ...], known: Known) -> Record:
 
 def merge(values: tuple[Any, ...], known: Known) -> Any:
     """One value for the values that the captures have in the same place."""
-    base = values[0]
-    if isinstance(base, (bool, Ref, Attr, str)) or base is None:
-        if any(type(v) is not type(base) or v != base for v in values):
-            raise Mismatch(f"has argument {_several(values)}")
+    base, kind = values[0], type(values[0])
+    alike = len(set(map(type, values))) == 1
+    if alike and kind in _LITERALS and values.count(base) == len(values):
         return base
+    if isinstance(base, (bool, Ref, Attr, str)) or base is None:
+        raise Mismatch(f"has argument {_several(values)}")
     if isinstance(base, (int, float)):
         return _merge_numbers(values, known)
-    kind = type(base)
-    if any(type(v) is not kind for v in values):
+    if not alike:
         raise Mismatch(f"has arguments of types {_several(type(v).__name__ for v in values)}")
     if isinstance(base, (tuple, list)):
-        if len({len(v) for v in values}) > 1:
+        if len(set(map(len, values))) > 1:
             raise Mismatch(f"has arguments of lengths {_several(len(v) for v in values)}")
         return kind(merge(items, known) for items in zip(*values, strict=True))
     if isinstance(base, dict):

@@ -283,7 +283,8 @@ def build(emitter: Emitter, model: nn.Module) -> fx.GraphModule:
     used = {n.target for n in readers}
     root = {name: value for name, value in emitter.root.items() if name in used}
     for node in readers:
-        node.target = free_name(node.target)
+        if (name := free_name(node.target)) != node.target:
+            node.target = name
     named = {free_name(name): value for name, value in root.items()}
     if len(named) < len(root):
         raise TraceError(
