@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from fxprune.capture.compare import Check
 from fxprune.capture.constants import Replay, numbers
 from fxprune.capture.lines import user_line
 from fxprune.capture.lowerings import lowered
+from fxprune.capture.metacopy import held_tensors, meta_like
 from fxprune.capture.records import Attr, Capture, Record, Ref
 from fxprune.capture.sizes import Log, SizeFloat, SizeInt, of_capture, plain, size_of, sized
 from fxprune.capture.targets import (
@@ -115,9 +117,12 @@ class Recorder(TorchFunctionMode):
             return self.constant(value)
         alias = self.alias_of(value)
         if alias is not None:
-            self.refs[id(value)] = self.refs[id(alias)]
+            if id(alias) in self.refs:
+                self.refs[id(value)] = self.refs[id(alias)]
+            else:
+                self.names[id(value)] = self.names[id(alias)]
             self.keep.append(value)
-            return self.refs[id(alias)], alias
+            return self.convert_tensor(alias)
         raise TraceError(
             f"{user_line()}: a tensor of shape {tuple(value.size())} appears that no recorded "
             "torch function made (a C++ extension, torch.jit.script or torch.vmap?). Replace that "
@@ -128,13 +133,12 @@ class Recorder(TorchFunctionMode):
         """A known tensor with the same memory: `torch.Tensor(x)` makes another object of it."""
         with torch._C.DisableTorchFunction():
             place = _memory(value)
-            known = (t for t in reversed(self.keep) if isinstance(t, Tensor) and id(t) in self.refs)
-            return next((t for t in known if _memory(t) == place), None)
+            made = (t for t in reversed(self.keep) if isinstance(t, Tensor) and id(t) in self.refs)
+            held = (t for _, t in held_tensors(self.owners.items()) if id(t) in self.names)
+            return next((t for t in itertools.chain(made, held) if _memory(t) == place), None)
 
     def constant(self, value: Tensor) -> tuple[Attr, Tensor]:
         """Register a tensor with data as a constant of the graph."""
-        from fxprune.capture.metacopy import meta_like
-
         twin = meta_like(value)
         name = f"_constant{len(self.constants)}"
         self.constants[name] = self.real[name] = value

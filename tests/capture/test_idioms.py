@@ -211,6 +211,24 @@ def test_tensors_made_of_tensors_are_the_same_tensors() -> None:
     check(ByConstructor(), 3)
 
 
+class ByVariable(nn.Module):
+    """What torch.autograd.Variable makes of a buffer or a parameter is another object, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.arange(1.0, 5.0))
+        self.register_buffer("order", torch.tensor([2, 0, 3, 1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.index_select(1, torch.autograd.Variable(self.order))
+        return x * torch.autograd.Variable(self.scale)
+
+
+def test_variables_of_what_a_model_holds_are_the_same_tensors() -> None:
+    gm = check(ByVariable(), 4)
+    assert {n.target for n in gm.graph.nodes if n.op == "get_attr"} == {"order", "scale"}
+
+
 class ByTypeName(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         ones = torch.ones(x.shape[0], 1).type(x.type())
