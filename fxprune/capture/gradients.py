@@ -1,16 +1,25 @@
-"""Calls of `torch.autograd.Function`: kept whole, so that their own gradients survive."""
+"""Calls of `torch.autograd.Function`: kept whole, so that their own gradients survive.
+
+All but those of activation checkpointing, whose gradients are those of the function that it calls.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import enum
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.autograd import function as autograd
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.checkpoint import CheckpointFunction
 
+from fxprune.capture.lines import user_line
+from fxprune.errors import TraceError
 from fxprune.meta_kernels import PlainDispatchMode, run
 from fxprune.modules import CustomGradient, SizedCustomGradient
 
@@ -36,8 +45,29 @@ def intercepted(apply: Apply) -> Iterator[None]:
 
 
 def custom_gradient(cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> CustomGradient:
-    """The module that calls `cls`, whose forward runs unrecorded on the meta tensors `args`."""
+    """The module that calls `cls`, whose forward runs unrecorded on the meta tensors `args`.
+
+    Raises TraceError for arguments that a graph cannot hold, such as modules.
+    """
+    for leaf in tree_leaves(args):
+        if not isinstance(leaf, _HELD):
+            raise TraceError(
+                f"{user_line()}: {cls.__name__}, a torch.autograd.Function, is called with a "
+                f"{type(leaf).__name__}. The graph has such calls whole, for the sake of their "
+                "gradients, and holds tensors and plain values alone. Run what it is given without "
+                "the custom gradient."
+            )
     return CustomGradient(cls) if _scales(cls, args) else SizedCustomGradient(cls)
+
+
+def followed(cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> Callable[[], Any] | None:
+    """What `cls.apply(*args)` calls, if the gradients are that call's; None for gradients of its
+    own.
+    """
+    if not issubclass(cls, CheckpointFunction):
+        return None
+    function, _, *given = args
+    return partial(function, *given)
 
 
 def _scales(cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> bool:
@@ -86,6 +116,9 @@ class _NumberLog(PlainDispatchMode):
         self.found.append((func, numbers))
         return run(func, args, kwargs or {})
 
+
+_HELD: tuple[Any, ...] = (*fx.node.base_types, type(None), type, slice, enum.Enum, np.generic)
+"""What an argument in a graph may be, or be made of."""
 
 _SIZES = frozenset({"int", "SymInt", "Optional[int]", "Optional[SymInt]"})
 """Schema types of sizes, dimensions and indices; numbers that are calculated with are Scalars."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import fxprune
 
@@ -115,3 +116,62 @@ def test_what_computes_with_sizes_is_frozen(kind: str, name: str) -> None:
     assert analysis.groups == ()
     reasons = {group.reason for group in analysis.frozen}
     assert f"SizedCustomGradient({name}) computes with sizes" in reasons
+
+
+class Checkpointed(nn.Module):
+    """Activations of the hidden layer are made again for the gradients."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.reentrant = reentrant
+
+    def inner(self, x: Tensor) -> Tensor:
+        return self.first(x).relu() * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = checkpoint(self.inner, x, use_reentrant=self.reentrant)
+        result: Tensor = self.last(hidden)
+        return result
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_is_checkpointed_is_captured_and_has_its_gradients(reentrant: bool) -> None:
+    model = Checkpointed(reentrant).double()
+    traced = fxprune.trace(model, torch.randn(2, 6, dtype=torch.float64))
+    x = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(traced(x), model(x))
+    expected = {name: gradient.clone() for name, gradient in gradients(model, x).items()}
+    for name, gradient in gradients(traced, x).items():
+        assert torch.equal(gradient, expected[name]), name
+    assert [group.name for group in fxprune.analyze(traced).groups] == ["first.weight:0"]
+
+
+class Reversible(torch.autograd.Function):
+    """Calls a module, and calls it again for the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: nn.Module) -> Tensor:
+        ctx.module, ctx.x = module, x
+        return x + module(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class CallsReversible(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        return Reversible.apply(x, self.inner)
+
+
+def test_custom_gradients_of_modules_are_refused() -> None:
+    message = (
+        r"test_custom_gradients\.py:\d+: Reversible, a torch\.autograd\.Function, is called with"
+    )
+    with pytest.raises(fxprune.TraceError, match=message + " a Linear"):
+        fxprune.trace(CallsReversible(), torch.randn(2, 4))
