@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from fxprune.alignment import aligned_blocks, cuts_of, equal_ends, lengths_of
 from fxprune.axes import (
     Atom,
     Axis,
@@ -107,8 +108,8 @@ class Algebra:
             rest = iter(parts)
             return [next(rest) if size else Concat(()) for size in sizes]
         if isinstance(axis, Product):
-            return self._gather_runs(self._cut_product(axis, _cuts(sizes)), sizes)
-        return self._gather_runs(self._cut_segments(segments_of(axis), _cuts(sizes)), sizes)
+            return self._gather_runs(self._cut_product(axis, cuts_of(sizes)), sizes)
+        return self._gather_runs(self._cut_segments(segments_of(axis), cuts_of(sizes)), sizes)
 
     def _gather_runs(self, pieces: Iterable[Axis], sizes: Sequence[int]) -> list[Axis]:
         """Collect pieces, which end wherever a size ends, into one axis per size."""
@@ -134,7 +135,7 @@ class Algebra:
                     inside.append(cuts[position] - start)
                 position += 1
             if inside:
-                yield from self.segment(segment, _lengths(inside, segment.size))
+                yield from self.segment(segment, lengths_of(inside, segment.size))
             else:
                 yield segment
             start = end
@@ -151,9 +152,9 @@ class Algebra:
             if cut % rest.size:
                 inside.setdefault(cut // rest.size, []).append(cut % rest.size)
         row = 0
-        for rows in self.segment(major, _lengths(row_cuts, major.size)):
+        for rows in self.segment(major, lengths_of(row_cuts, major.size)):
             if row in inside:
-                for part in self.segment(rest, _lengths(inside[row], rest.size)):
+                for part in self.segment(rest, lengths_of(inside[row], rest.size)):
                     yield self.product([rows, part])
             else:
                 yield self.product([rows, rest])
@@ -223,19 +224,32 @@ class Algebra:
         for axis in axes:
             if axis.size == 1:  # a single unit that becomes invisible conditions the whole tensor
                 self.freeze(axis, "a view drops this dimension of size 1")
-        if math.prod(sizes) == 0:  # nothing says which of the new dimensions an old one becomes
-            for axis in axes:
-                self.freeze(axis, "a view of an empty tensor")
-            return [self.constant(size, "empty tensor") for size in sizes]
+        if math.prod(sizes) == 0:
+            return self._view_of_nothing(axes, sizes)
         sources = [axis for axis in axes if axis.size != 1]
         targets = [size for size in sizes if size != 1]
         result: list[Axis] = []
-        for i, j in _aligned_blocks([axis.size for axis in sources], targets):
+        for i, j in aligned_blocks([axis.size for axis in sources], targets):
             block, wanted = sources[i[0] : i[1]], targets[j[0] : j[1]]
             same = len(block) == len(wanted) == 1
             result.extend(block if same else self._factor_run(block, wanted))
         rest = iter(result)
         return [self.one if size == 1 else next(rest) for size in sizes]
+
+    def _view_of_nothing(self, axes: Sequence[Axis], sizes: Sequence[int]) -> list[Axis]:
+        """`view` of a tensor without entries, which could tell what becomes of a dimension.
+
+        Dimensions at both ends that keep their sizes stay what they are.
+        """
+        first, last = equal_ends([axis.size for axis in axes], sizes)
+        old, new = axes[first : len(axes) - last], sizes[first : len(sizes) - last]
+        if math.prod(new) and math.prod(axis.size for axis in old) == math.prod(new):
+            between = self.view(old, new)
+        else:
+            for axis in old:
+                self.freeze(axis, "a view of an empty tensor")
+            between = [self.constant(size, "empty tensor") for size in new]
+        return [*axes[:first], *between, *axes[len(axes) - last :]]
 
     def units(self, axis: Axis) -> list[Axis]:
         """`axis` index by index: each an atom of size 1 or a product of such atoms."""
@@ -263,7 +277,7 @@ class Algebra:
                 runs.append([index, index + 1])
         cuts = sorted({end for run in runs for end in run} - {0, axis.size})
         starts = [0, *cuts]
-        at = dict(zip(starts, self.segment(axis, _lengths(cuts, axis.size)), strict=True))
+        at = dict(zip(starts, self.segment(axis, lengths_of(cuts, axis.size)), strict=True))
         following = dict(zip(starts, [*cuts, axis.size], strict=True))
         pieces: list[Axis] = []
         for start, end in runs:
@@ -360,34 +374,3 @@ class Algebra:
         if factor.reason is None:
             self._bind(factor, Product([unit, rest]))
         return unit, rest
-
-
-def _cuts(sizes: Sequence[int]) -> list[int]:
-    """Inner end positions of runs of the given sizes, each once."""
-    position, total, cuts = 0, sum(sizes), set()
-    for size in sizes:
-        position += size
-        cuts.add(position)
-    return sorted(cuts - {0, total})
-
-
-def _lengths(cuts: Sequence[int], size: int) -> list[int]:
-    """Lengths of the runs between cuts of an axis of the given size."""
-    return [end - start for start, end in zip([0, *cuts], [*cuts, size], strict=True)]
-
-
-def _aligned_blocks(
-    sources: Sequence[int], targets: Sequence[int]
-) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Smallest neighbouring blocks of dimensions with equal products (no size is 1)."""
-    i = j = 0
-    while i < len(sources):
-        start_i, start_j = i, j
-        source, target = sources[i], targets[j]
-        i, j = i + 1, j + 1
-        while source != target:
-            if source < target:
-                source, i = source * sources[i], i + 1
-            else:
-                target, j = target * targets[j], j + 1
-        yield (start_i, i), (start_j, j)

@@ -153,7 +153,7 @@ class _Grouping:
             if draft.size <= 1:
                 continue  # removing a single unit would leave nothing
             if reason is None and not any(name in self.trainable for name, _ in draft.members):
-                reason = "only buffers: there is no parameter to prune"
+                reason = "only buffers or empty tensors: there is no parameter to prune"
             flag = next((flags[a] for a in draft.atoms if a in flags), None)
             outer = self._outer(draft, majors)
             group = Group(

@@ -77,7 +77,7 @@ class Propagation:
     sources     tensor key → parameter or buffer name
     storages    tensor key → storage key, to follow in-place writes through views
     barriers    (node, op) pairs that had no rule
-    trainable   the names that are parameters, not buffers
+    trainable   the names that are parameters, not buffers, and have entries
     """
 
     algebra: Algebra
@@ -121,7 +121,7 @@ def propagate(traced: fx.GraphModule, inputs: tuple[Any, ...] | None = None) -> 
         MappingProxyType({id(twin): name for name, twin in twins.items()}),
         MappingProxyType(mode.storages),
         tuple(mode.barriers),
-        frozenset(name for name, _ in parameters),
+        frozenset(name for name, tensor in parameters if tensor.numel()),
     )
 
 
@@ -169,10 +169,9 @@ class _RuleMode(PlainDispatchMode):
 
     def declare_parameter(self, tensor: Tensor) -> Layout:
         """Every dimension of a parameter starts as an atom of its own."""
-        if tensor.numel() == 0:
-            return self.declare_fixed(tensor, "empty tensor")
+        atom, one = self.algebra.atom, self.algebra.one
         layout = tuple(
-            self.algebra.one if size == 1 else self.algebra.atom(size) for size in tensor.shape
+            one if n == 1 else atom(n, None if n else "empty tensor") for n in tensor.shape
         )
         self.declare(tensor, layout)
         return layout

@@ -203,7 +203,7 @@ def test_what_only_buffers_have_is_frozen() -> None:
     analysis = analysed(Tables(), torch.randn(2, 5))
     reasons = {group.name: group.reason for group in analysis.frozen}
     assert not analysis.groups
-    assert reasons["left:1"] == "only buffers: there is no parameter to prune"
+    assert reasons["left:1"] == "only buffers or empty tensors: there is no parameter to prune"
 
 
 class BesideTheInput(nn.Module):

@@ -17,7 +17,7 @@ PACKAGE = "fxprune"
 # A module may import from its own layer and from lower ones. Packages are listed by their name.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "collection"}),
-    frozenset({"axes", "algebra"}),
+    frozenset({"axes", "algebra", "alignment"}),
     frozenset(
         {
             "capture",
@@ -58,7 +58,7 @@ OPTIONAL = {
     "pictures": frozenset({"matplotlib"}),
     "interop": frozenset({"onnxruntime", "onnxscript", "torch_pruning"}),
 }
-WITHOUT_TORCH = frozenset({"errors", "axes", "algebra"})
+WITHOUT_TORCH = frozenset({"errors", "axes", "algebra", "alignment"})
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

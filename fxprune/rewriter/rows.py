@@ -19,7 +19,14 @@ from torch import fx
 from fxprune.axes import Axis
 from fxprune.dynamic_sizes import name_of
 from fxprune.rewriter.site import Row, Site
-from fxprune.rewriter.sizes import SIZE_ROWS, new_value, rescaled
+from fxprune.rewriter.sizes import (
+    SIZE_ROWS,
+    in_proportion,
+    new_value,
+    rescaled,
+    resized,
+    set_sizes,
+)
 from fxprune.rules.base import index_values
 
 
@@ -226,12 +233,14 @@ def normalized_shape(site: Site) -> None:
     """`layer_norm`, `rms_norm`: the last dimensions' sizes."""
     shape = site.argument(1, "normalized_shape")
     axes = site.axes(site.old.args[0])
-    site.set(1, "normalized_shape", tuple(site.width(a) for a in axes[len(axes) - len(shape) :]))
+    last = axes[len(axes) - len(shape) :]
+    set_sizes(site, 1, "normalized_shape", resized(site, shape, last), False)
 
 
 def group_norm(site: Site) -> None:
     """`group_norm(x, num_groups)`: as many groups as stay."""
-    site.set(1, "num_groups", norm_groups(site))
+    groups = site.argument(1, "num_groups")
+    site.set(1, "num_groups", in_proportion(site, groups, norm_groups(site)))
 
 
 def norm_groups(site: Site) -> int:
@@ -247,8 +256,10 @@ def convolution(site: Site) -> None:
     transposed = "transpose" in getattr(site.old.target, "__name__", "")
     weight = site.axes(site.argument(1, "weight"))
     position = 6  # also of conv_transpose: output_padding stands where dilation does
-    if site.argument(position, "groups", 1) != 1:
-        site.set(position, "groups", convolution_groups(site, weight, transposed))
+    groups = site.argument(position, "groups", 1)
+    if groups != 1:
+        now = convolution_groups(site, weight, transposed)
+        site.set(position, "groups", in_proportion(site, groups, now))
 
 
 def convolution_groups(site: Site, weight: Sequence[Axis], transposed: bool) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
@@ -21,7 +22,7 @@ from fxprune.axes import Axis, factors_of
 from fxprune.rewriter.site import Row, Site
 
 
-def _resized(site: Site, sizes: Sequence[Any], axes: Sequence[Axis]) -> list[Any]:
+def resized(site: Site, sizes: Sequence[Any], axes: Sequence[Axis]) -> list[Any]:
     """`sizes` where axes changed: literals are replaced, computed sizes scaled; -1 stays."""
     return [
         _new_size(site, size, axis) if site.changed(axis) else size
@@ -71,7 +72,8 @@ def _taken_apart(site: Site, shape: fx.Node) -> list[Any]:
         ]
 
 
-def _set_sizes(site: Site, start: int, name: str, sizes: Sequence[Any], separate: bool) -> None:
+def set_sizes(site: Site, start: int, name: str, sizes: Sequence[Any], separate: bool) -> None:
+    """Give the new node these sizes, of which some may be nodes of the old graph."""
     known = set(site.old.all_input_nodes)  # what `resized` made is of the new graph already
     mapped = [new_value(site, size) if size in known else size for size in sizes]
     if separate:
@@ -96,7 +98,7 @@ def sized(start: int, name: str) -> Row:
             sizes, separate = _sizes_argument(site, start, name)
             if isinstance(sizes, fx.Node):
                 sizes = _taken_apart(site, sizes)
-            _set_sizes(site, start, name, _resized(site, sizes, site.out), separate)
+            set_sizes(site, start, name, resized(site, sizes, site.out), separate)
 
     return row
 
@@ -122,7 +124,7 @@ def repeated(name: str) -> Row:
             else count
             for count, axis, out in zip(counts, padded, site.out, strict=True)
         ]
-        _set_sizes(site, 1, name, new, separate)
+        set_sizes(site, 1, name, new, separate)
 
     return row
 
@@ -133,7 +135,7 @@ def unflatten(site: Site) -> None:
     sizes = site.argument(2, "sizes")
     axes = site.out[dim : dim + len(sizes)]
     if any(site.changed(axis) for axis in axes):
-        _set_sizes(site, 2, "sizes", _resized(site, sizes, axes), False)
+        set_sizes(site, 2, "sizes", resized(site, sizes, axes), False)
 
 
 def as_strided(site: Site) -> None:
@@ -159,6 +161,20 @@ def rescaled(site: Site, size: Any, axes: Sequence[Axis]) -> Any:
         return size // before * after
     with site.new.graph.inserting_before(site.new):
         return _scaled(site.new.graph, new_value(site, size), before, after)
+
+
+def in_proportion(site: Site, count: Any, now: int) -> Any:
+    """What becomes of a count that is `now` at the traced sizes; one that follows inputs is scaled.
+
+    ``batch * 16`` groups of which 5 in 16 stay are ``batch * 16 // 16 * 5``.
+    """
+    if not isinstance(count, fx.Node):
+        return now
+    share = Fraction(now, site.selection.analysis.propagation.nodes[count])
+    if share == 1:
+        return new_value(site, count)
+    with site.new.graph.inserting_before(site.new):
+        return _scaled(site.new.graph, new_value(site, count), share.denominator, share.numerator)
 
 
 def size(site: Site) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import fxprune
+from tests.masking import random_plan
 
 
 class Prompted(nn.Module):
@@ -29,3 +31,53 @@ def test_a_layer_that_runs_on_nothing_stays() -> None:
     assert result.module.prompt.out_features == 8
     assert result.module.tokens.out_features == 4
     assert fxprune.verify(result.analysis.traced, result.plan, result.module, x).ok
+
+
+class NoTokens(nn.Module):
+    """As of vision transformers that are told to have no class token, or no registers."""
+
+    def __init__(self, learned: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+        if learned:
+            self.tokens = nn.Parameter(torch.zeros(0, 16))
+        else:
+            self.register_buffer("tokens", torch.zeros(0, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        tokens = self.tokens.unsqueeze(0).expand(x.shape[0], -1, -1)
+        result: Tensor = self.last(torch.cat([tokens, x], 1))
+        return result
+
+
+class EmptyPart(nn.Module):
+    """An empty part of the tokens, in the shape that `einops.pack` gives it."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.flat = nn.Linear(8, 16), nn.Linear(16, 4), flat
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.flat:
+            none, all_ = x.unflatten(-1, (2, 8)).split([0, x.shape[1]], 1)
+            parts = [none.flatten(2), all_.flatten(2)]
+        else:
+            parts = [x[:, :0].reshape(x.shape[0], 0, 16), x]
+        result: Tensor = self.last(torch.cat(parts, 1))
+        return result
+
+
+@pytest.mark.parametrize(
+    "model", [NoTokens(True), NoTokens(False), EmptyPart(True), EmptyPart(False)]
+)
+def test_channels_beside_nothing_are_prunable(model: nn.Module) -> None:
+    model = model.double().eval()
+    traced = fxprune.trace(model, torch.randn(2, 5, 8, dtype=torch.float64))
+    analysis = fxprune.analyze(traced)
+    assert {r.reason for r in analysis.coverage().frozen} == {"model input", "model output"}
+    other = torch.randn(3, 7, 8, dtype=torch.float64)
+    for seed in range(3):
+        plan = random_plan(analysis, seed)
+        assert fxprune.verify(traced, plan, fxprune.rewrite(traced, plan), other).ok
