@@ -45,7 +45,7 @@ _KEEPS_ZEROS = frozenset(
 )
 _NEEDS_RANK = frozenset({"aten::linalg_inv_ex"})
 _DIVIDES_BY_NORM = frozenset({"aten::_weight_norm_interface"})
-_DISTANCES = frozenset({"aten::_cdist_forward"})
+_DISTANCES = frozenset("aten::_cdist_forward aten::_euclidean_dist".split())
 _AFFINE_STATISTICS = frozenset("aten::native_group_norm aten::native_layer_norm".split())
 
 

@@ -126,6 +126,28 @@ def _shaped_by_values(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> 
     return _constants(recorder, result)
 
 
+@_handles(torch.where)
+def _where(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """`where(condition)` by itself is `condition.nonzero(as_tuple=True)`."""
+    alone = len(args) + len(kwargs) == 1
+    return (_shaped_by_values if alone else _call)(recorder, func, args, kwargs)
+
+
+@_handles(torch.repeat_interleave, Tensor.repeat_interleave)
+def _repeat_interleave(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """Repeats in a tensor: the size of the result is their sum."""
+    given = kwargs.get("repeats", args[1] if len(args) > 1 else args[0])
+    if not isinstance(given, Tensor) or kwargs.get("output_size") is not None:
+        return recorder.call(func, args, kwargs)
+    repeats = constants.read(recorder, given, "repeat_interleave", user_line())
+    with recorder.paused():
+        total, count = int(repeats.sum()), repeats.numel()
+    if count != 1 or given is args[0]:
+        return recorder.call(func, args, {**kwargs, "output_size": total})
+    rest = {key: value for key, value in kwargs.items() if key != "repeats"}
+    return recorder.call(func, (args[0], total, *args[2:]), rest)
+
+
 def _constants(recorder: Recorder, result: Any) -> Any:
     if isinstance(result, Tensor):
         return recorder.constant(result)[1]

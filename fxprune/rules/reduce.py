@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from fxprune.axes import Axis
+from fxprune.formulas import broadcast as broadcast_shape
 from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, broadcast, dims_of, rows
+
+_MEAN = 1  # of losses, as torch numbers what they do with their entries: 0 is nothing
 
 
 def _reduced(call: Call, axes: Layout, dims: tuple[int, ...]) -> Layout:
@@ -112,6 +115,16 @@ def distances(call: Call) -> Effect:
     return Effect(((*batch, left[-2], right[-2]),), Kind.SUM, (inner,))
 
 
+def difference(call: Call) -> Effect:
+    """``mse_loss`` and losses like it: 0 where both are; then averaged, summed or neither."""
+    layouts, reduction = [call.axes("self"), call.axes("target")], call["reduction"]
+    if not reduction:
+        return Effect((broadcast(call, layouts, call.outputs[0].shape),), Kind.POINTWISE)
+    left, right = ([axis.size for axis in layout] for layout in layouts)
+    axes = broadcast(call, layouts, broadcast_shape(left, right) or ())
+    return Effect(((),), Kind.STATISTIC if reduction == _MEAN else Kind.SUM, axes)
+
+
 def cross(call: Call) -> Effect:
     """``linalg.cross``: the three components are fixed."""
     layouts = [call.axes("self"), call.axes("other")]
@@ -159,7 +172,8 @@ REDUCTIONS: dict[str, Rule] = {
     **rows(fourier, "_fft_c2c _fft_r2c _fft_c2r"),
     **rows(matrices, "linalg_inv_ex linalg_qr _linalg_svd _linalg_eigh linalg_matrix_exp"),
     "linalg_solve_triangular": solve_triangular,
-    "_cdist_forward": distances,
+    **rows(distances, "_cdist_forward _euclidean_dist"),
+    **rows(difference, "mse_loss smooth_l1_loss huber_loss"),
     "linalg_cross": cross,
     "renorm": renorm,
     "trace": trace,

@@ -229,6 +229,54 @@ def test_variables_of_what_a_model_holds_are_the_same_tensors() -> None:
     assert {n.target for n in gm.graph.nodes if n.op == "get_attr"} == {"order", "scale"}
 
 
+class Repeats(nn.Module):
+    """Entries repeated as often as a tensor says, whose values are known without any input."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.register_buffer("often", torch.tensor([3, 2]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "listed":
+            return x[:, torch.repeat_interleave(self.often)]
+        if self.kind == "one":
+            return x.repeat_interleave(torch.tensor([2]), 1)
+        if self.kind == "size":
+            often = torch.tensor([3, x.shape[0] * 2])
+            return x[:, :2].repeat_interleave(repeats=often, dim=1)[:, :4]
+        if self.kind == "where":
+            return x[:, torch.where(self.often == 2)[0]]
+        return x[:, :2].repeat_interleave(self.often, 1)
+
+
+@pytest.mark.parametrize("kind", ["listed", "one", "size", "where", "entries"])
+def test_repeats_in_constants_are_followed(kind: str) -> None:
+    check(Repeats(kind), 4)
+
+
+class ByTheInput(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.function(x)
+        return result
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.repeat_interleave((x[0] > 0).long(), 1),
+        lambda x: x[:, torch.where(x[0] > 0)[0]],
+    ],
+)
+def test_shapes_by_values_of_the_input_are_refused(function: Any) -> None:
+    with pytest.raises(TraceError, match="the model reads values of a tensor of shape"):
+        trace(ByTheInput(function), torch.randn(2, 4))
+
+
 class ByTypeName(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         ones = torch.ones(x.shape[0], 1).type(x.type())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from tests.rules.harness import Sample
 from tests.rules.samples.inputs import boolean, negative, positive, real, sample
@@ -71,6 +72,18 @@ REDUCTIONS: tuple[Sample, ...] = (
         over_flagged="the distances are exact by chance: both tensors are zero there",
     ),
     sample("_cdist_forward", lambda x, y: torch.cdist(x, y, p=1.0), real(4, 3), real(5, 3)),
+    sample(
+        "_euclidean_dist",
+        lambda x, y: torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist"),
+        real(4, 3),
+        real(5, 3),
+        over_flagged="the distances are exact by chance: both tensors are zero there",
+    ),
+    sample("mse_loss", lambda x, y: F.mse_loss(x, y), real(4, 3), real(4, 3)),
+    sample("mse_loss", lambda x, y: F.mse_loss(x, y, reduction="sum"), real(4, 3), real(4, 3)),
+    sample("mse_loss", lambda x, y: F.mse_loss(x, y, reduction="none"), real(4, 3), real(4, 3)),
+    sample("smooth_l1_loss", lambda x, y: F.smooth_l1_loss(x, y), real(4, 3), real(4, 3)),
+    sample("huber_loss", lambda x, y: F.huber_loss(x, y, "sum"), real(2, 4), real(2, 4)),
     sample("_fft_r2c", lambda x: torch.fft.rfft(x, dim=1).abs(), real(4, 6, 3)),
     sample(
         "_fft_c2c",
