@@ -180,6 +180,12 @@ def _first(source: Template, inputs: Inputs) -> tuple[Capture, Runs]:
 
 def _failure(source: Template, inputs: Inputs, error: Exception) -> TraceError:
     """What to say where the model's own code raised an error."""
+    if type(error).__module__.startswith("torch._dynamo"):  # to import it takes a second
+        return TraceError(
+            f"{_where(error)}: {type(source.model).__name__} compiles a part of itself as it runs, "
+            "as flex_attention does, and what runs compiled cannot be recorded. Choose another "
+            "implementation for the capture, such as scaled_dot_product_attention."
+        )
     shapes = ", ".join(f"{leaf.label}: {tuple(leaf.tensor.shape)}" for leaf in inputs.leaves)
     return TraceError(
         f"{_where(error)}: {type(source.model).__name__} fails on the example inputs "

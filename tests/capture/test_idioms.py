@@ -333,3 +333,11 @@ def test_all_entries_of_a_constant_are_read_as_numbers() -> None:
     gm = check(ByCounts(), 5, 4)
     assert "_constant" not in gm.code
     assert [group.name for group in fxprune.analyze(gm).groups] == ["first.weight:0"]
+
+
+def test_what_compiles_itself_is_refused_by_name() -> None:
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+    model = ByTheInput(lambda x: flex.flex_attention(x, x, x))
+    message = r"test_idioms\.py:\d+: ByTheInput compiles a part of itself as it runs"
+    with pytest.raises(TraceError, match=message):
+        trace(model, torch.randn(2, 4, 8, 16))
