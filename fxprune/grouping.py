@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+import torch
+
 from fxprune.axes import Atom, Axis, Concat, Product, factors_of, find, leaves, segments_of
 from fxprune.contexts import contexts
 from fxprune.errors import AnalysisError
@@ -20,6 +22,9 @@ from fxprune.unit_maps import UnitMaps
 
 _Place = tuple[str, int, tuple[int, ...]]
 """A tensor, a dimension of it, and which factor of which factor of that."""
+
+
+_ALONE = "every unit is a group by itself, and a group keeps at least one unit"
 
 
 @dataclass
@@ -166,6 +171,7 @@ class _Grouping:
                 outer=outer if reason is None else None,
             )
             (free if reason is None else frozen).append(group)
+        frozen += self._ungrouped((*free, *frozen), roles)
         units = {
             key: (draft.name, offset)
             for draft in self.drafts
@@ -179,6 +185,18 @@ class _Grouping:
             MappingProxyType(chosen),
             self.looked_up,
         )
+
+    def _ungrouped(self, groups: Iterable[Group], roles: Roles) -> Iterator[Group]:
+        """The dimensions without a unit in any group."""
+        grouped = {(member.parameter, member.dim) for group in groups for member in group.members}
+        for name, layout in self.layouts.items():
+            for dim, axis in enumerate(layout):
+                if axis.size > 1 and (name, dim) not in grouped:
+                    role = roles.of(name, dim, next(leaves(axis)))
+                    member = Member(name, dim, role, torch.arange(axis.size))
+                    yield Group(
+                        f"{name}:{dim}", axis.size, members=(member,), reason=_ALONE, maskable=False
+                    )
 
     def _outer(self, draft: _Draft, majors: Mapping[Atom, tuple[Atom, ...]]) -> str | None:
         """The innermost group around this one: a factor before it everywhere, or its context.

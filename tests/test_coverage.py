@@ -90,3 +90,32 @@ def test_an_index_that_some_unit_owns_is_reached() -> None:
 def test_a_network_without_parameters_is_covered() -> None:
     found = fxprune.analyze(fxprune.trace(nn.Sequential(nn.ReLU()), torch.randn(2, 4))).coverage()
     assert (found.share, found.weight_share, found.frozen) == (1.0, 1.0, ())
+
+
+class TwoWays(nn.Module):
+    """Features that are divided in two ways, which no common division of them explains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 128), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        halves = hidden.unflatten(-1, (4, 32))[..., :16].sum(1)
+        result: Tensor = self.last(halves + hidden.unflatten(-1, (8, 16)).sum(1))
+        return result
+
+
+def test_dimensions_of_single_units_have_a_reason_too() -> None:
+    analysis = fxprune.analyze(fxprune.trace(TwoWays(), torch.randn(2, 8)))
+    reasons = {group.name: group.reason for group in analysis.frozen}
+    assert reasons["last.weight:1"] == (
+        "every unit is a group by itself, and a group keeps at least one unit"
+    )
+    grouped = {
+        (m.parameter, m.dim) for g in (*analysis.groups, *analysis.frozen) for m in g.members
+    }
+    for name, tensor in analysis.parameters.items():
+        assert {dim for dim, size in enumerate(tensor.shape) if size > 1} == {
+            dim for parameter, dim in grouped if parameter == name
+        }
