@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from fxprune.axes import Axis, is_frozen
@@ -94,23 +95,47 @@ def _looked_up(call: Call, places: Sequence[tuple[int, Tensor]]) -> Layout:
 
 
 def index_put(call: Call) -> Effect:
-    """``self[indices] = values``: indexed dimensions are fixed, the values follow the other ones.
-
-    Values that are broadcast along a dimension are written at its removed positions, too.
-    """
+    """``self[indices] = values``: indexed dimensions are fixed, values follow the other ones."""
     axes, values, places = call.axes("self"), call.axes("values"), _places(call)
+    if len(places) == 1 and places[0][1].dtype == torch.bool:
+        return _put_by_mask(call, *places[0])
     if _masked(call, places):
         for layout in (axes, values):
             call.freeze(layout, "indexed by a mask")
         return Effect((axes,), Kind.STATISTIC)
-    target = _looked_up(call, places)
+    return _put(call, _looked_up(call, places))
+
+
+def _put_by_mask(call: Call, place: int, mask: Tensor) -> Effect:
+    """``self[mask] = values``: along the mask's dimensions like ``where``, if one value serves all.
+
+    Nothing is written where the mask was zeroed. Where each entry has a value of its own, only
+    data says which.
+    """
+    axes, values, stop = call.axes("self"), call.axes("values"), place + mask.dim()
+    covered, rest = axes[place:stop], axes[stop:]
+    entries = values[-1 - len(rest)] if len(values) > len(rest) else call.algebra.one
+    if entries.size == 1:
+        for one, other in zip(covered, call.layout_of(mask), strict=True):
+            call.algebra.unify(one, other)
+    else:
+        call.freeze((*covered, *call.layout_of(mask), entries), "indexed by a mask")
+    return _put(call, (*axes[:place], entries, *rest))
+
+
+def _put(call: Call, target: Layout) -> Effect:
+    """Values are written into a part of self with these axes.
+
+    Values that are broadcast along a dimension are written at its removed positions, too.
+    """
+    values = call.axes("values")
     broadcast(call, [target, values], [axis.size for axis in target])
     missing = len(target) - len(values)
     complete = all(is_frozen(axis) for axis in target[:missing]) and all(
         is_frozen(axis) or value.size == axis.size
         for axis, value in zip(target[missing:], values, strict=True)
     )
-    return Effect((axes,), Kind.WINDOW if complete else Kind.STATISTIC)
+    return Effect((call.axes("self"),), Kind.WINDOW if complete else Kind.STATISTIC)
 
 
 def gather(call: Call) -> Effect:

@@ -28,6 +28,10 @@ def _halves(x: Tensor) -> Tensor:
     return left + right
 
 
+def _put_at_mask(x: Tensor, mask: Tensor, y: Tensor) -> Tensor:
+    return aten._unsafe_index_put(x, [None, mask], y)
+
+
 POSITIONS = "what lists positions is a table, not channels"
 MASKS = "beside a mask, nothing is followed"
 
@@ -250,7 +254,17 @@ INDEXING: tuple[Sample, ...] = (
         real(4, 5),
         given([True, False, True, False]),
         real(2, 5),
-        over_frozen=MASKS,
+    ),
+    sample("index_put", _put_stored, real(4, 5), boolean(4), real(5)),
+    sample("index_put", _put_stored, real(4, 5, 3), boolean(4, 5), real(1, 3)),
+    sample("_unsafe_index_put", _put_at_mask, real(4, 5), boolean(5), real(4, 1)),
+    sample(
+        "_unsafe_index_put",
+        _put_at_mask,
+        real(4, 5, 3),
+        boolean(5, 3),
+        real(1),
+        over_flagged="the value is written at removed rows, and one kind is said of all dimensions",
     ),
     sample(
         "index_put",
