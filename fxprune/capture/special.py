@@ -136,6 +136,8 @@ def _where(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 @_handles(torch.repeat_interleave, Tensor.repeat_interleave)
 def _repeat_interleave(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """Repeats in a tensor: the size of the result is their sum."""
+    if not args:  # nothing but repeats: of positions
+        args, kwargs = (kwargs["repeats"],), {k: v for k, v in kwargs.items() if k != "repeats"}
     given = kwargs.get("repeats", args[1] if len(args) > 1 else args[0])
     if not isinstance(given, Tensor) or kwargs.get("output_size") is not None:
         return recorder.call(func, args, kwargs)

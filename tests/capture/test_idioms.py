@@ -239,7 +239,7 @@ class Repeats(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "listed":
-            return x[:, torch.repeat_interleave(self.often)]
+            return x[:, torch.repeat_interleave(repeats=self.often)]
         if self.kind == "one":
             return x.repeat_interleave(torch.tensor([2]), 1)
         if self.kind == "size":
