@@ -109,27 +109,49 @@ def _new_index(site: Site, axis: Axis, index: int) -> int:
 
 
 def getitem(site: Site) -> None:
-    """``x[…]`` with slices, integers and constant index tensors; items of tuples need nothing."""
+    """``x[…]`` with slices, integers, constant index tensors and masks, which are cut with x.
+
+    Items of tuples need nothing.
+    """
     axes = site.axes(site.old.args[0])
     if not axes:
         return
     key = site.old.args[1]
     items = list(key) if isinstance(key, tuple) else [key]
-    consumed = sum(1 for item in items if item is not None and item is not Ellipsis)
+    masks = _masks(site)
     if Ellipsis in [i for i in items if i is None or i is Ellipsis]:
         place = next(p for p, item in enumerate(items) if item is Ellipsis)
+        consumed = sum(_span(item, masks) for item in items)
         items[place : place + 1] = [slice(None)] * (len(axes) - consumed)
     new_items: list[Any] = []
     dim = 0
     for item in items:
-        if item is None:
-            new_items.append(None)
-            continue
-        axis = axes[dim]
-        dim += 1
-        new_items.append(_new_item(site, axis, item) if site.changed(axis) else _mapped(site, item))
+        kept = item is None or (isinstance(item, fx.Node) and item in masks)
+        changed = not kept and site.changed(axes[dim])
+        new_items.append(_new_item(site, axes[dim], item) if changed else _mapped(site, item))
+        dim += _span(item, masks)
     if any(site.changed(axis) for axis in axes):
         site.new.args = (site.new.args[0], tuple(new_items), *site.new.args[2:])
+
+
+def _span(item: Any, masks: Mapping[fx.Node, int]) -> int:
+    """How many dimensions of x an item of an index takes."""
+    if item is None or item is Ellipsis:
+        return 0
+    return masks.get(item, 1) if isinstance(item, fx.Node) else 1
+
+
+def _masks(site: Site) -> Mapping[fx.Node, int]:
+    """The nodes among the arguments that are masks by which an op indexes; their dimensions."""
+    given = [t for record in site.records for t in record.call.arguments.get("indices") or ()]
+    masks = {id(t): t.dim() for t in given if t is not None and t.dtype == torch.bool}
+    values = site.selection.analysis.propagation.nodes
+    return {
+        node: masks[key]
+        for node in site.old.all_input_nodes
+        for key in [getattr(values[node], "key", None)]
+        if key in masks
+    }
 
 
 def _mapped(site: Site, item: Any) -> Any:

@@ -109,8 +109,7 @@ def index_put(call: Call) -> Effect:
 def _put_by_mask(call: Call, place: int, mask: Tensor) -> Effect:
     """``self[mask] = values``: along the mask's dimensions like ``where``, if one value serves all.
 
-    Nothing is written where the mask was zeroed. Where each entry has a value of its own, only
-    data says which.
+    Where each entry has a value of its own, only data says which.
     """
     axes, values, stop = call.axes("self"), call.axes("values"), place + mask.dim()
     covered, rest = axes[place:stop], axes[stop:]

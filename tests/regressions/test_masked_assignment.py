@@ -21,7 +21,7 @@ class Masked(nn.Module):
     def __init__(self, assign: Assign) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
-        self.token = nn.Parameter(torch.randn(16))
+        self.token, self.part = nn.Parameter(torch.randn(16)), nn.Parameter(torch.randn(12))
         self.assign = assign
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -47,7 +47,39 @@ def of_a_part(model: Masked, hidden: Tensor, mask: Tensor) -> None:
     hidden[:, 1:][mask[:, 1:]] = 1.0
 
 
-@pytest.mark.parametrize("assign", [zero, learned, of_its_own, of_a_part])
+def of_features(model: Masked, hidden: Tensor, mask: Tensor) -> None:
+    """The mask loses what the features lose."""
+    hidden[:, :, model.token > 0] = 1.5
+
+
+def of_one_token(model: Masked, hidden: Tensor, mask: Tensor) -> None:
+    hidden[:, 0, model.token > 0] = 1.5
+
+
+def of_columns(model: Masked, hidden: Tensor, mask: Tensor) -> None:
+    hidden.transpose(0, 2)[model.token > 0] = 1.5
+
+
+def of_entries(model: Masked, hidden: Tensor, mask: Tensor) -> None:
+    hidden.view(-1)[hidden.view(-1) > 0.2] = 1.0
+
+
+def of_the_last_features(model: Masked, hidden: Tensor, mask: Tensor) -> None:
+    """The mask takes two dimensions, so that the slice is of the third."""
+    hidden[mask, 4:] = model.part
+
+
+def of_the_first_features(model: Masked, hidden: Tensor, mask: Tensor) -> None:
+    hidden[mask, ..., :4] = 1.0
+
+
+ASSIGNMENTS = (
+    zero, learned, of_its_own, of_a_part, of_features, of_one_token, of_columns, of_entries,
+    of_the_last_features, of_the_first_features,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("assign", ASSIGNMENTS)
 def test_features_are_prunable(assign: Assign) -> None:
     torch.manual_seed(0)
     model = Masked(assign).double().eval()
