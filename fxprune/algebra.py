@@ -239,7 +239,7 @@ class Algebra:
     def _view_of_nothing(self, axes: Sequence[Axis], sizes: Sequence[int]) -> list[Axis]:
         """`view` of a tensor without entries, which could tell what becomes of a dimension.
 
-        Dimensions at both ends that keep their sizes stay what they are.
+        Dimensions at either end that keep their sizes stay, unless others could be meant.
         """
         first, last = equal_ends([axis.size for axis in axes], sizes)
         old, new = axes[first : len(axes) - last], sizes[first : len(sizes) - last]

@@ -37,12 +37,16 @@ def aligned_blocks(
 
 
 def equal_ends(sources: Sequence[int], targets: Sequence[int]) -> tuple[int, int]:
-    """How many of the first sizes are the same, and how many of the last beside these."""
+    """How many of the first sizes are the same, and how many of the last.
+
+    Of sizes that could be the same as others at either end neither counts.
+    """
+    if list(sources) == list(targets):
+        return len(sources), 0
     least = min(len(sources), len(targets))
-    first = 0
-    while first < least and sources[first] == targets[first]:
-        first += 1
-    last = 0
-    while first + last < least and sources[-1 - last] == targets[-1 - last]:
-        last += 1
-    return first, last
+    first, last = (
+        next((i for i, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), least)
+        for x, y in ((sources, targets), (reversed(sources), reversed(targets)))
+    )
+    both = max(0, first + last - least)
+    return first - both, last - both

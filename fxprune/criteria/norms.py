@@ -54,6 +54,8 @@ class Norm:
                     f"group {group.name!r} reads parameter {name!r}, which the given parameters "
                     f"({len(parameters)} of them) do not contain."
                 )
+            if not parameters[name].numel():
+                continue
             part = self._part(group, list(members), parameters[name], sums)
             total = part if total is None else self._join(total, part.to(total.device))
         if total is None:

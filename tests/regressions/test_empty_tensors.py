@@ -81,3 +81,54 @@ def test_channels_beside_nothing_are_prunable(model: nn.Module) -> None:
     for seed in range(3):
         plan = random_plan(analysis, seed)
         assert fxprune.verify(traced, plan, fxprune.rewrite(traced, plan), other).ok
+
+
+class Folded(nn.Module):
+    """Heads become tokens; the example has none, and both are four."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first, self.last, self.kind = nn.Linear(8, 16), nn.Linear(4, 3), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.first(x).unflatten(-1, (4, 4))
+        if self.kind == "reshape":
+            heads = heads.reshape(heads.shape[0], heads.shape[1] * 4, 4)
+        elif self.kind == "flatten":
+            heads = heads.flatten(1, 2)
+        result: Tensor = self.last(heads)
+        return result
+
+
+@pytest.mark.parametrize("kind", ["reshape", "flatten", "none"])
+def test_of_equal_sizes_none_is_taken_for_the_other(kind: str) -> None:
+    model = Folded(kind).double().eval()
+    traced = fxprune.trace(model, torch.randn(2, 0, 8, dtype=torch.float64))
+    analysis = fxprune.analyze(traced)
+    assert bool(analysis.groups) == (kind == "none")
+    if analysis.groups:
+        plan = random_plan(analysis)
+        other = torch.randn(3, 2, 8, dtype=torch.float64)
+        assert fxprune.verify(traced, plan, fxprune.rewrite(traced, plan), other).ok
+
+
+class RankZero(nn.Module):
+    """A low-rank addition of rank 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.down, self.up = nn.Parameter(torch.zeros(8, 0)), nn.Parameter(torch.zeros(0, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.last(self.first(x) + x @ self.down @ self.up)
+        return result
+
+
+@pytest.mark.parametrize("criterion", ["l2", "linf", "lamp", "fpgm"])
+def test_empty_members_add_nothing_to_a_score(criterion: str) -> None:
+    torch.manual_seed(0)
+    analysis = fxprune.analyze(fxprune.trace(RankZero(), torch.randn(2, 5, 8)))
+    (scores,) = fxprune.score(analysis, criterion).values()
+    assert scores.shape == (16,)
+    assert bool((scores > 0).all())
