@@ -50,12 +50,12 @@ def custom_gradient(cls: type[torch.autograd.Function], args: tuple[Any, ...]) -
     Raises TraceError for arguments that a graph cannot hold, such as modules.
     """
     for leaf in tree_leaves(args):
-        if not isinstance(leaf, _HELD):
+        if not _is_held(leaf):
             raise TraceError(
-                f"{user_line()}: {cls.__name__}, a torch.autograd.Function, is called with a "
-                f"{type(leaf).__name__}. The graph has such calls whole, for the sake of their "
-                "gradients, and holds tensors and plain values alone. Run what it is given without "
-                "the custom gradient."
+                f"{user_line()}: {cls.__name__}, a torch.autograd.Function, is called with an "
+                f"argument of type {type(leaf).__name__}. The graph has such calls whole, for the "
+                "sake of their gradients, and holds tensors and plain values alone. Pass it these, "
+                "or leave its custom gradient out."
             )
     return CustomGradient(cls) if _scales(cls, args) else SizedCustomGradient(cls)
 
@@ -117,8 +117,19 @@ class _NumberLog(PlainDispatchMode):
         return run(func, args, kwargs or {})
 
 
-_HELD: tuple[Any, ...] = (*fx.node.base_types, type(None), type, slice, enum.Enum, np.generic)
-"""What an argument in a graph may be, or be made of."""
+def _is_held(value: Any) -> bool:
+    """Whether a graph can hold a value that has no parts of other values."""
+    if isinstance(value, slice):
+        return all(map(_is_held, (value.start, value.stop, value.step)))
+    if isinstance(value, type):
+        return value.__module__ == "builtins"
+    return isinstance(value, _HELD)
+
+
+_HELD: tuple[Any, ...] = (
+    *fx.node.base_types, type(None), type(...), bytes, range, set, enum.Enum, np.generic
+)  # fmt: skip
+"""What an argument in a graph may be."""
 
 _SIZES = frozenset({"int", "SymInt", "Optional[int]", "Optional[SymInt]"})
 """Schema types of sizes, dimensions and indices; numbers that are calculated with are Scalars."""

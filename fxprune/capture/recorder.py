@@ -113,14 +113,14 @@ class Recorder(TorchFunctionMode):
         name = self.names.get(id(value))
         if name is not None:
             return Attr(name), self.twins.get(id(value), value)
-        if not torch._C._TensorBase.is_meta.__get__(value):  # type: ignore[attr-defined]
+        with torch._C.DisableTorchFunction():  # else it would be on the device of the inputs
+            has_data = not value.is_meta
+        if has_data:
             return self.constant(value)
         alias = self.alias_of(value)
         if alias is not None:
-            if id(alias) in self.refs:
-                self.refs[id(value)] = self.refs[id(alias)]
-            else:
-                self.names[id(value)] = self.names[id(alias)]
+            known: dict[int, Any] = self.refs if id(alias) in self.refs else self.names
+            known[id(value)] = known[id(alias)]
             self.keep.append(value)
             return self.convert_tensor(alias)
         raise TraceError(

@@ -173,5 +173,43 @@ def test_custom_gradients_of_modules_are_refused() -> None:
     message = (
         r"test_custom_gradients\.py:\d+: Reversible, a torch\.autograd\.Function, is called with"
     )
-    with pytest.raises(fxprune.TraceError, match=message + " a Linear"):
+    with pytest.raises(fxprune.TraceError, match=message + " an argument of type Linear"):
         fxprune.trace(CallsReversible(), torch.randn(2, 4))
+
+
+class Ignores(torch.autograd.Function):
+    """Takes anything beside a tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, anything: Any) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * 2, None
+
+
+class Passes(nn.Module):
+    def __init__(self, anything: Any) -> None:
+        super().__init__()
+        self.anything = anything
+
+    def forward(self, x: Tensor) -> Any:
+        return Ignores.apply(x, self.anything)
+
+
+@pytest.mark.parametrize(
+    "anything",
+    [..., {1, 2}, range(3), b"a", int, slice(1, None), None, "s", torch.float32, [1, None, (2.0,)]],
+)
+def test_plain_arguments_are_held(anything: object) -> None:
+    x = torch.randn(2, 4)
+    assert torch.equal(fxprune.trace(Passes(anything), x)(x), 2 * x)
+
+
+@pytest.mark.parametrize("anything", [Passes, slice(None, Passes), len])
+def test_other_arguments_are_refused(anything: object) -> None:
+    with pytest.raises(
+        fxprune.TraceError, match=r"Ignores, a .* is called with an argument of type"
+    ):
+        fxprune.trace(Passes(anything), torch.randn(2, 4))

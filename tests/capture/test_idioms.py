@@ -218,8 +218,10 @@ class ByVariable(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.arange(1.0, 5.0))
         self.register_buffer("order", torch.tensor([2, 0, 3, 1]))
+        self.norm = nn.LayerNorm(4)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(torch.autograd.Variable(x))
         x = x.index_select(1, torch.autograd.Variable(self.order))
         return x * torch.autograd.Variable(self.scale)
 
