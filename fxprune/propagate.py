@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fxprune.algebra import Algebra
 from fxprune.axes import Axis, find, is_frozen, leaves
+from fxprune.copies import written_to
 from fxprune.dynamic_sizes import name_of, shifted, unexplained, unexplained_bounds
 from fxprune.errors import AnalysisError, FxpruneError
 from fxprune.function_ops import call_function
@@ -112,6 +113,8 @@ def propagate(traced: fx.GraphModule, inputs: tuple[Any, ...] | None = None) -> 
         runner.run(values)
     for axis, reason in growing(traced, values, runner.layouts, mode.records):
         mode.algebra.freeze(axis, reason)
+    for axis in written_to(mode.records, mode.storages):
+        mode.algebra.freeze(axis, "every so many of its positions are written to through a view")
     join_tables(mode.records, mode.algebra)
     return Propagation(
         mode.algebra,
@@ -169,10 +172,8 @@ class _RuleMode(PlainDispatchMode):
 
     def declare_parameter(self, tensor: Tensor) -> Layout:
         """Every dimension of a parameter starts as an atom of its own."""
-        atom, one = self.algebra.atom, self.algebra.one
-        layout = tuple(
-            one if n == 1 else atom(n, None if n else "empty tensor") for n in tensor.shape
-        )
+        atom, one, empty = self.algebra.atom, self.algebra.one, {0: "empty tensor"}
+        layout = tuple(one if n == 1 else atom(n, empty.get(n)) for n in tensor.shape)
         self.declare(tensor, layout)
         return layout
 

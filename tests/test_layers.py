@@ -39,7 +39,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"propagate", "lookups", "maskable", "contexts", "roles", "groups", "grouping"})
     | {"analysis", "coverage", "dynamic_sizes", "explanations", "plans", "selection", "slicing"}
     | {"composition", "last_units", "matching", "draws", "resizing", "unit_maps", "inputs"}
-    | {"replay", "growing"},
+    | {"replay", "growing", "copies"},
     frozenset({"costs", "statistics"}),
     frozenset({"criteria", "allocation", "ranking", "schedules"}) | {"penalties"},
     frozenset({"rewriter", "interpretation", "equivalence"})
