@@ -166,7 +166,8 @@ def rescaled(site: Site, size: Any, axes: Sequence[Axis]) -> Any:
 def in_proportion(site: Site, count: Any, now: int) -> Any:
     """What becomes of a count that is `now` at the traced sizes; one that follows inputs is scaled.
 
-    ``batch * 16`` groups of which 5 in 16 stay are ``batch * 16 // 16 * 5``.
+    ``batch * 16`` groups of which 5 in 16 stay are ``batch * 16 // 16 * 5``: the count has those
+    that may go as a factor.
     """
     if not isinstance(count, fx.Node):
         return now

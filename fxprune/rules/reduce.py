@@ -6,7 +6,7 @@ from fxprune.axes import Axis
 from fxprune.formulas import broadcast as broadcast_shape
 from fxprune.rules.base import Call, Effect, Kind, Layout, Rule, broadcast, dims_of, rows
 
-_MEAN = 1  # of losses, as torch numbers what they do with their entries: 0 is nothing
+_MEAN = 1  # the number by which torch calls a mean of losses; 2 is their sum, 0 leaves them
 
 
 def _reduced(call: Call, axes: Layout, dims: tuple[int, ...]) -> Layout:
@@ -116,7 +116,7 @@ def distances(call: Call) -> Effect:
 
 
 def difference(call: Call) -> Effect:
-    """``mse_loss`` and losses like it: 0 where both are; then averaged, summed or neither."""
+    """``mse_loss`` and its like: a function of differences, entry by entry, averaged or summed."""
     layouts, reduction = [call.axes("self"), call.axes("target")], call["reduction"]
     if not reduction:
         return Effect((broadcast(call, layouts, call.outputs[0].shape),), Kind.POINTWISE)
