@@ -7,30 +7,12 @@ written to the one reaches the whole tensor, what is written to the other does n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from fxprune.axes import Axis
-from fxprune.rules.base import Call
 
-
-class Record(Protocol):
-    """An executed op."""
-
-    @property
-    def site(self) -> Any:
-        """The node that ran it."""
-
-    @property
-    def call(self) -> Call:
-        """Its name and arguments."""
-
-    @property
-    def outputs(self) -> tuple[int, ...]:
-        """The keys of its results."""
-
-    @property
-    def mutated(self) -> int | None:
-        """The storage that it writes to."""
+if TYPE_CHECKING:
+    from fxprune.propagate import Record
 
 
 def written_to(records: Sequence[Record], storages: Mapping[int, int]) -> Iterator[Axis]:

@@ -14,7 +14,7 @@ import itertools
 import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
@@ -24,7 +24,10 @@ from fxprune.capture.inputs import Sizes, on_meta, tensors_in
 from fxprune.capture.records import TraceInfo
 from fxprune.dynamic_sizes import name_of
 from fxprune.meta import Shapes, shapes_on_meta
-from fxprune.rules.base import Call, Layout
+from fxprune.rules.base import Layout
+
+if TYPE_CHECKING:
+    from fxprune.propagate import Record
 
 Values = tuple[Any, ...]
 Layouts = Mapping[fx.Node, Any]
@@ -36,22 +39,6 @@ _BY_POSITION = frozenset(
     "aten::roll aten::glu".split()
 )
 _VIEWS = frozenset("view reshape unflatten view_as reshape_as".split())
-
-
-class Record(Protocol):
-    """An executed op."""
-
-    @property
-    def call(self) -> Call:
-        """Its name and arguments."""
-
-    @property
-    def inputs(self) -> tuple[tuple[Any, Layout], ...]:
-        """The tensors that it reads, with their axes."""
-
-    @property
-    def moved(self) -> list[Axis]:
-        """The axes that it reads and does not pass on unchanged."""
 
 
 def growing(

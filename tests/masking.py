@@ -1,4 +1,4 @@
-"""Masked equivalence as the tests compute it: from the masks alone, without `verify`."""
+"""Masked equivalence as the tests compute it, from the masks alone; random plans."""
 
 from __future__ import annotations
 
@@ -64,6 +64,16 @@ def random_plan(
     }
     assert kept, f"no group to prune among {[*analysis.groups, *analysis.frozen]}"
     return PruningPlan.build(analysis, kept)
+
+
+def assert_random_plans_hold(graph: fx.GraphModule, analysis: Analysis, *inputs: Any) -> None:
+    """`verify` of three random plans over all groups, on each of the inputs."""
+    for seed in range(3):
+        plan = random_plan(analysis, seed)
+        pruned = fxprune.rewrite(graph, plan)
+        for given in inputs:
+            report = fxprune.verify(graph, plan, pruned, given)
+            assert report.ok, str(report)
 
 
 def masked(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
